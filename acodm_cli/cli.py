@@ -1,0 +1,266 @@
+"""The command line. Options are declared here; the work, and every heavy import, is in commands/."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from acodm_cli import __version__
+from acodm_cli.config import (
+    DEFAULT_BATCH,
+    DEFAULT_SEED,
+    DEFAULT_SEQ_LEN,
+    DEFAULT_STEPS,
+    AgentPreset,
+    ApplyMode,
+    Prior,
+    ReplayAlignment,
+    RunSettings,
+)
+from acodm_cli.errors import AcodmError, UsageError
+
+app = typer.Typer(
+    name="acodm",
+    help="Learn pretraining data mixtures on a small model and transfer them to a large one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+CORPUS, TRAINING, MIXING, FILES = "Corpus", "Training", "Mixing", "Files"
+
+
+def _option(flag: str, help: str, panel: str, **extra: Any) -> Any:
+    return typer.Option(flag, help=help, rich_help_panel=panel, **extra)
+
+
+# Options that both training commands have.
+Data = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads these at run time
+    _option("--data", "Folder with one sub-folder of .jsonl, .parquet or .txt files (also .gz, .zst) per domain. "
+                      "Default: an embedded corpus that needs no network.", CORPUS),
+]  # fmt: skip
+TokenizerOption = Annotated[
+    Optional[str], _option("--tokenizer", "A tokenizer.json or a hub name; needed with --data.", CORPUS)  # noqa: UP045
+]
+CacheDir = Annotated[
+    Optional[str], _option("--cache-dir", "Where tokenised corpora are kept. Default: the user cache folder.", CORPUS)  # noqa: UP045
+]
+MicroBatch = Annotated[
+    Optional[int], _option("--micro-batch", "Sequences per forward pass. Default: what fits.", TRAINING, min=1)  # noqa: UP045
+]
+LearningRate = Annotated[
+    Optional[float],  # noqa: UP045
+    _option("--lr", "Peak learning rate. Default: the model's published one.", TRAINING, min=1e-9, max=1.0),
+]
+Device = Annotated[str, _option("--device", "auto, cpu, cuda or cuda:N.", TRAINING)]
+Dtype = Annotated[str, _option("--dtype", "auto (bf16 on CUDA, else fp32), bf16 or fp32.", TRAINING)]
+ValidateEvery = Annotated[
+    Optional[int], _option("--validate-every", "Steps between validations. Default: a tenth of the run.", TRAINING, min=1)  # noqa: UP045
+]
+ValidationSequences = Annotated[
+    int, _option("--validation-sequences", "Validation sequences per domain.", TRAINING, min=1)
+]
+CheckpointEvery = Annotated[
+    Optional[int],  # noqa: UP045
+    _option("--checkpoint-every", "Steps between checkpoints. Default: a fifth of the run, at most 1000.", FILES, min=1),
+]
+Resume = Annotated[bool, _option("--resume", "Continue the unfinished run of the same --out.", FILES)]
+Force = Annotated[bool, _option("--force", "Replace existing files, start an unfinished run over.", FILES)]
+Agent = Annotated[AgentPreset, _option("--agent", "Preset of the actor-critic agent.", MIXING)]
+AgentOption = Annotated[
+    Optional[list[str]], _option("--agent-option", "Change one setting of the preset: NAME=VALUE.", MIXING)  # noqa: UP045
+]
+AlignmentLayers = Annotated[
+    str,
+    _option("--alignment-layers", "Linear layers whose gradients make the reward: all, attention, mlp, unembedding, or "
+                                  "name patterns, separated by commas.", MIXING),
+]  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        print(f"acodm {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.command("proxy-train")
+def proxy_train(
+    context: typer.Context,
+    model: Annotated[str, _option("--model", "Preset (pythia-14m … pythia-12b, llama-tiny …), folder or hub name.", TRAINING)] = "pythia-14m",
+    data: Data = None,
+    tokenizer: TokenizerOption = None,
+    cache_dir: CacheDir = None,
+    steps: Annotated[int, _option("--steps", "Optimiser steps.", TRAINING, min=1)] = DEFAULT_STEPS,
+    batch: Annotated[int, _option("--batch", "Global batch in sequences.", TRAINING, min=1)] = DEFAULT_BATCH,
+    seq_len: Annotated[int, _option("--seq-len", "Tokens per sequence.", TRAINING, min=2)] = DEFAULT_SEQ_LEN,
+    micro_batch: MicroBatch = None,
+    lr: LearningRate = None,
+    seed: Annotated[int, _option("--seed", "Of weights, batches and agent.", TRAINING, min=0, max=2**31 - 1)] = DEFAULT_SEED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    validate_every: ValidateEvery = None,
+    validation_sequences: ValidationSequences = 16,
+    prior: Annotated[Prior, _option("--prior", "Weights to start from and to explore around.", MIXING)] = "uniform",
+    agent: Agent = "default",
+    agent_option: AgentOption = None,
+    alignment_layers: AlignmentLayers = "all",
+    out: Annotated[Path, _option("--out", "The schedule to write.", FILES)] = Path("out.parquet"),
+    save_model: Annotated[
+        Optional[str], _option("--save-model", "Keep the proxy too, as a Hugging Face folder.", FILES)  # noqa: UP045
+    ] = None,
+    checkpoint_every: CheckpointEvery = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Learn a mixture policy on a small model and export it as a schedule."""
+    settings = _settings(context, "proxy-train", out, resume, agent_option)
+    if settings is None:
+        return
+    from acodm_cli.commands.proxy_train import run_proxy_train
+
+    run_proxy_train(settings, out, resume, force)
+
+
+@app.command()
+def apply(
+    context: typer.Context,
+    model: Annotated[
+        Optional[str], _option("--model", "Preset, folder or hub name of the target.", TRAINING)  # noqa: UP045
+    ] = None,
+    schedule: Annotated[
+        Optional[str], _option("--schedule", "Schedule to train with. Without one: --mode online.", MIXING)  # noqa: UP045
+    ] = None,
+    mode: Annotated[
+        ApplyMode,
+        _option("--mode", "policy: query the frozen policy; replay: follow the recorded weights; online: keep learning; "
+                          "auto: policy if the schedule has one, else replay.", MIXING),
+    ] = "auto",
+    replay_by: Annotated[
+        ReplayAlignment, _option("--replay-by", "Map the recorded weights on this run's budget by.", MIXING)
+    ] = "progress",
+    data: Data = None,
+    tokenizer: TokenizerOption = None,
+    cache_dir: CacheDir = None,
+    steps: Annotated[int, _option("--steps", "Optimiser steps. Default: the schedule's.", TRAINING, min=1)] = DEFAULT_STEPS,
+    batch: Annotated[int, _option("--batch", "Global batch in sequences. Default: the schedule's.", TRAINING, min=1)] = DEFAULT_BATCH,
+    seq_len: Annotated[int, _option("--seq-len", "Tokens per sequence. Default: the schedule's.", TRAINING, min=2)] = DEFAULT_SEQ_LEN,
+    micro_batch: MicroBatch = None,
+    lr: LearningRate = None,
+    seed: Annotated[int, _option("--seed", "Default: the schedule's.", TRAINING, min=0, max=2**31 - 1)] = DEFAULT_SEED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    validate_every: ValidateEvery = None,
+    validation_sequences: ValidationSequences = 16,
+    agent: Agent = "default",
+    agent_option: AgentOption = None,
+    alignment_layers: AlignmentLayers = "all",
+    out: Annotated[Path, _option("--out", "The record of this run, in the schedule format.", FILES)] = Path("applied.parquet"),
+    save_model: Annotated[
+        Optional[str], _option("--save-model", "Folder for the trained model. Default: beside --out.", FILES)  # noqa: UP045
+    ] = None,
+    checkpoint_every: CheckpointEvery = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Train a target model with a learned policy or schedule, or online without one."""
+    settings = _settings(context, "apply", out, resume, agent_option)
+    if settings is None:
+        return
+    from acodm_cli.commands.apply import run_apply
+
+    run_apply(settings, _explicit(context), out, resume, force)
+
+
+@app.command()
+def inspect(
+    schedules: Annotated[list[Path], typer.Argument(help="One schedule to show, or several to compare.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Show a schedule: its run, its weights over time, a table per domain."""
+    from acodm_cli.commands.inspect import run_inspect
+
+    run_inspect(schedules, json)
+
+
+def _explicit(context: typer.Context) -> set[str]:
+    """Names of the options given on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _settings(
+    context: typer.Context, command: str, out: Path, resume: bool, agent_option: list[str] | None
+) -> RunSettings | None:
+    """The run's settings: from the options, or on --resume from the run folder. None: there is nothing left to do."""
+    known = {field.name for field in fields(RunSettings)}
+    values = {name: value for name, value in context.params.items() if name in known}
+    values |= {"command": command, "agent_options": _pairs(agent_option)}
+    if resume:
+        return _resumed_settings(context, values, out)
+    if values["model"] is None:
+        raise UsageError("give the target with --model, for example --model pythia-1b")
+    if command == "apply" and values["save_model"] is None:
+        values["save_model"] = str(out.with_name(f"{out.stem}.model"))
+    return RunSettings(**values)
+
+
+def _resumed_settings(context: typer.Context, values: dict[str, Any], out: Path) -> RunSettings | None:
+    from acodm_cli.commands.files import RunFiles
+
+    files = RunFiles(out)
+    if out.exists() and not files.settings.is_file():
+        print(f"{out} is complete; nothing to resume", file=sys.stderr)  # noqa: T201
+        return None
+    settings = files.resumable_settings()
+    stored = settings.to_json()
+    if stored["command"] != values["command"]:
+        raise UsageError(f"the unfinished run of {out} is of acodm {stored['command']}; resume it with that command")
+    renamed = {"agent_option": "agent_options"}
+    for name in (renamed.get(name, name) for name in _explicit(context)):
+        if name in values and values[name] != stored[name]:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {values[name]} differs from the unfinished run's {stored[name]}; leave it out, "
+                "or start over with --force"
+            )
+    return settings
+
+
+def _pairs(options: list[str] | None) -> dict[str, str] | None:
+    pairs = {}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise UsageError(f"--agent-option {option} is not NAME=VALUE")
+        pairs[name.strip()] = value.strip()
+    return pairs or None
+
+
+def main() -> None:
+    """Entry point: known errors become one line and their exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except AcodmError as error:
+        code = _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; nothing is wrong
+        code = 0
+    except Exception as error:
+        # Typer's usage errors, by their interface: the module that defines them is typer's own business.
+        if not hasattr(error, "format_message"):
+            raise
+        code = _fail(f"{error.format_message()} (see --help)", getattr(error, "exit_code", 2))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
+    return code

@@ -1,0 +1,1 @@
+"""One module per command; run.py is what the two training commands share."""

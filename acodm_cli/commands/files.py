@@ -1,0 +1,68 @@
+"""The files of a run, and the rules by which they are claimed and resumed.
+
+out.parquet       the schedule, written when the run is complete
+out.run/          while it is not: run.json (the settings) and checkpoints
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from acodm_cli.config import RunSettings
+from acodm_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}.run")
+
+    @property
+    def settings(self) -> Path:
+        return self.folder / "run.json"
+
+    def begin(self, settings: RunSettings, force: bool) -> None:
+        """Claim the paths of a new run.
+
+        Raises:
+            UsageError: something there would be overwritten, or the place cannot be written.
+        """
+        if self.out.suffix != ".parquet":
+            raise UsageError(f"--out {self.out} must end in .parquet")
+        model = Path(settings.save_model) if settings.save_model else None
+        if not force:
+            if self.out.exists():
+                raise UsageError(f"{self.out} exists; use --force to replace it, or another --out")
+            if any(self.folder.glob("step-*.pt")):
+                raise UsageError(
+                    f"{self.folder} holds an unfinished run; continue it with --resume, or start over with --force"
+                )
+            if model is not None and model.exists():
+                raise UsageError(f"{model} exists; use --force to replace it, or another --save-model")
+        try:
+            for parent in {self.out.absolute().parent, (model or self.out).absolute().parent}:
+                with tempfile.TemporaryFile(dir=parent):
+                    pass
+            if self.out.is_dir():
+                raise UsageError(f"--out {self.out} is a folder; give a file name")
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            self.settings.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
+        except OSError as error:
+            raise UsageError(f"cannot write {error.filename or self.out}: {error.strerror}; choose another --out") from None
+
+    def resumable_settings(self) -> RunSettings:
+        """Raises UsageError if there is no unfinished run to continue."""
+        if not self.settings.is_file():
+            raise UsageError(f"nothing to resume: {self.folder} holds no unfinished run; start one without --resume")
+        try:
+            return RunSettings.from_json(json.loads(self.settings.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{self.settings} cannot be read ({error}); start over with --force") from None

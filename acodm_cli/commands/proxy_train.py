@@ -1,0 +1,44 @@
+"""`acodm proxy-train`: learn a mixture policy on a small model and export it as a schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from acodm_cli.commands.files import RunFiles
+from acodm_cli.commands.run import StopRequest, finish, prepare, resume, say_how_long, train
+from acodm_cli.config import RunSettings
+from acodm_cli.display.progress import make_console
+from acodm_cli.display.summary import print_summary, print_title
+
+
+def run_proxy_train(settings: RunSettings, out: Path, resuming: bool, force: bool) -> None:
+    console = make_console()
+    files = RunFiles(out)
+    if not resuming:
+        files.begin(settings, force)
+    with StopRequest().installed() as stop:
+        run = prepare(settings, files, None, console)
+        print_title(console, run.info(), run.compute.label)
+        if resuming:
+            resume(run, console)
+        say_how_long(run, console)
+        train(run, stop, console)
+        schedule = finish(run)
+    print_summary(console, schedule)
+    target = ["acodm apply", f"--schedule {out}", f"--model {_larger(settings.model)}"]
+    target += [f"--data {settings.data}"] if settings.data else []
+    target += [f"--tokenizer {settings.tokenizer}"] if settings.tokenizer else []
+    console.print(f"\nlook at it:  acodm inspect {out}\nuse it:      {' '.join(target)}", highlight=False, soft_wrap=True)
+    print(out)  # noqa: T201 - the result, for scripts
+
+
+def _larger(model: str) -> str:
+    """A target for the hint: the model a proxy of this size would be for."""
+    targets = {
+        "pythia-14m": "pythia-31m",
+        "pythia-31m": "pythia-70m",
+        "pythia-70m": "pythia-410m",
+        "llama-tiny": "llama-160m",
+        "llama-160m": "llama-0.9b",
+    }
+    return targets.get(model, "pythia-1b")

@@ -1,0 +1,330 @@
+"""What `proxy-train` and `apply` share: building a run, driving it, saving it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from acodm_cli import __version__
+from acodm_cli.alignment.probe import select_linear_layers
+from acodm_cli.commands.files import RunFiles
+from acodm_cli.config import RunSettings
+from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay
+from acodm_cli.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from acodm_cli.engine.device import Compute, choose_compute
+from acodm_cli.engine.estimate import describe_seconds, matmul_flops_per_second, training_flops
+from acodm_cli.engine.models import build_model, model_config, published_lr
+from acodm_cli.engine.trainer import Trainer, TrainSettings
+from acodm_cli.errors import AcodmError, Interrupted, ResourceError
+from acodm_cli.mixing.acodm.learner import AcOdmLearner
+from acodm_cli.mixing.acodm.policy import load_policy
+from acodm_cli.mixing.acodm.settings import agent_settings
+from acodm_cli.mixing.mixer import Array, Mixer, natural_weights, uniform_weights
+from acodm_cli.mixing.replay import ReplayMixer
+from acodm_cli.schedule.recorder import Recorder
+from acodm_cli.schedule.schedule import Schedule
+
+LONG_RUN_SECONDS = 600
+# The logits of a micro-batch, in fp32 with their gradient, take 8 bytes per element.
+MAX_LOGITS = {"cpu": 1 << 27, "cuda": 1 << 30}
+
+
+class StopRequest:
+    """SIGINT and SIGTERM: before training they stop at once; in training they let the step finish and be saved. A
+    second signal in training stops at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self.in_training = False
+
+    @contextmanager
+    def installed(self) -> Iterator[StopRequest]:
+        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.in_training:
+            raise Interrupted("interrupted before training began; nothing to resume", number)
+        if self.signal_number is not None:
+            raise Interrupted("interrupted again: stopped at once; --resume continues from the last checkpoint", number)
+        self.signal_number = number
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train."""
+
+    settings: RunSettings
+    files: RunFiles
+    corpus: Corpus
+    prior_K: Array
+    mixer: Mixer
+    trainer: Trainer
+    recorder: Recorder
+    compute: Compute
+    parameters: int
+
+    def info(self) -> dict[str, Any]:
+        """What the schedule file says about its run. Nothing of this machine: neither paths nor times."""
+        s, train = self.settings, self.trainer.settings
+        tokenizer = self.corpus.tokenizer
+        return {
+            "acodm_version": __version__,
+            "command": s.command,
+            "model": s.model if "/" not in s.model else Path(s.model).name,
+            "parameters": self.parameters,
+            "steps": s.steps,
+            "seq_len": s.seq_len,
+            "batch": s.batch,
+            "token_budget": s.steps * s.tokens_per_step,
+            "seed": s.seed,
+            "learning_rate": train.lr,
+            "dtype": "bf16" if self.compute.dtype == torch.bfloat16 else "fp32",
+            "prior": dict(zip(self.corpus.names, self.prior_K.tolist(), strict=True)),
+            "mixer": {"name": self.mixer.name, "settings": self.mixer.settings()},
+            "alignment": {"estimator": s.alignment, "layers": s.alignment_layers} if self.mixer.needs_gram else None,
+            "validation_sequences": s.validation_sequences,
+            "tokenizer": {
+                "name": tokenizer.name,
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+            },
+            "corpus": {
+                "name": self.corpus.name,
+                "fingerprint": self.corpus.fingerprint,
+                "tokens": dict(zip(self.corpus.names, map(int, self.corpus.tokens_K), strict=True)),
+                "sequences": dict(zip(self.corpus.names, map(int, self.trainer.sampler.sizes_K), strict=True)),
+            },
+        }
+
+
+def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, console: Console) -> Run:
+    """Open the corpus, build model, mixer and trainer; nothing is trained yet.
+
+    Raises:
+        UsageError, ScheduleError, ResourceError: what was asked for does not exist or fit.
+    """
+    compute = choose_compute(settings.device, settings.dtype)
+    # An unknown model is found out before minutes of tokenisation.
+    model_config(settings.model, 128, settings.seq_len)
+    with PreparationDisplay(console) as on_progress:
+        corpus = open_corpus(settings.data, settings.tokenizer, settings.cache_dir, on_progress)
+    if schedule is not None:
+        corpus = corpus.in_order_of(schedule.domains)
+        _warn_of_other_tokenizer(schedule, corpus, console)
+    corpus.check_sequences(settings.seq_len)
+    config = model_config(settings.model, corpus.tokenizer.padded_vocab_size, settings.seq_len)
+    config.eos_token_id = corpus.tokenizer.end_of_document
+    prior_K = _prior(settings, corpus, schedule)
+    mixer = _make_mixer(settings, corpus, prior_K, schedule)
+    with memory_errors(settings):
+        model = build_model(config, settings.seed, compute.device)
+        layers = select_linear_layers(model, settings.alignment_layers) if mixer.needs_gram else None
+        _check_alignment_memory(layers, len(corpus.names), compute)
+        trainer = Trainer(model, corpus, mixer, _train_settings(settings, config.vocab_size, compute), compute, layers)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    recorder = Recorder(corpus.names)
+    return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, parameters)
+
+
+def _warn_of_other_tokenizer(schedule: Schedule, corpus: Corpus, console: Console) -> None:
+    recorded = schedule.info.get("tokenizer", {})
+    if isinstance(recorded, dict) and recorded.get("fingerprint") not in (None, corpus.tokenizer.fingerprint):
+        console.print(
+            "warning: the schedule was learned with another tokenizer; its weights are shares of that tokenizer's tokens",
+            highlight=False,
+        )
+
+
+def _prior(settings: RunSettings, corpus: Corpus, schedule: Schedule | None) -> Array:
+    if schedule is not None:
+        recorded = schedule.info.get("prior")
+        if isinstance(recorded, dict) and set(recorded) == set(corpus.names):
+            prior_K = np.array([recorded[name] for name in corpus.names], dtype=np.float64)
+            if np.isfinite(prior_K).all() and (prior_K > 0).all():
+                return prior_K / prior_K.sum()
+        return schedule.weights_SK[0] / schedule.weights_SK[0].sum()
+    return natural_weights(corpus.tokens_K) if settings.prior == "natural" else uniform_weights(len(corpus.names))
+
+
+def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule: Schedule | None) -> Mixer:
+    agent = agent_settings(settings.agent, settings.agent_options)
+    if settings.command == "proxy-train" or settings.mode == "online":
+        initial = load_policy(schedule.policy, corpus.names, agent) if schedule and schedule.policy else None
+        if initial is not None:
+            agent = initial.agent_settings
+            prior_K = initial.actor.prior_K.double().numpy()
+        return AcOdmLearner(prior_K, agent, settings.seed, initial)
+    assert schedule is not None
+    if settings.mode == "policy":
+        assert schedule.policy is not None
+        return load_policy(schedule.policy, corpus.names, agent)
+    return ReplayMixer(schedule.weights_SK, schedule.tokens_S.astype(np.float64), settings.replay_by)
+
+
+def _train_settings(settings: RunSettings, vocab_size: int, compute: Compute) -> TrainSettings:
+    return TrainSettings(
+        steps=settings.steps,
+        batch=settings.batch,
+        micro_batch=settings.micro_batch or _automatic_micro_batch(settings, vocab_size, compute),
+        seq_len=settings.seq_len,
+        lr=settings.lr or published_lr(settings.model),
+        lr_warmup=settings.lr_warmup,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip,
+        seed=settings.seed,
+        validate_every=settings.resolved_validate_every(),
+        validation_sequences=settings.validation_sequences,
+    )
+
+
+def _automatic_micro_batch(settings: RunSettings, vocab_size: int, compute: Compute) -> int:
+    """The fewest equal parts of the batch whose logits stay within bounds."""
+    most = max(1, MAX_LOGITS[compute.device.type] // (settings.seq_len * vocab_size))
+    parts = -(-settings.batch // most)
+    return -(-settings.batch // parts)
+
+
+def _check_alignment_memory(layers: dict[str, nn.Linear] | None, num_domains: int, compute: Compute) -> None:
+    if not layers:
+        return
+    needed = 4 * num_domains * sum(layer.weight.numel() for layer in layers.values())
+    if compute.device.type == "cuda":
+        free = torch.cuda.mem_get_info(compute.device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > 0.6 * free:
+        raise ResourceError(
+            f"exact per-domain gradients of these layers take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
+            "use fewer --alignment-layers (mlp, or a pattern) or a smaller model"
+        )
+
+
+@contextmanager
+def memory_errors(settings: RunSettings) -> Iterator[None]:
+    """Turn running out of memory into advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if "alloc" not in str(error).lower() or "memory" not in str(error).lower():
+            raise
+    else:
+        return
+    raise ResourceError(
+        f"not enough memory for {settings.model} with {settings.seq_len} tokens per sequence; lower --micro-batch or "
+        "--seq-len, use --dtype bf16, or a smaller --model"
+    )
+
+
+def say_how_long(run: Run, console: Console) -> None:
+    """Before a long run on a CPU: how long it will take, and what would be faster."""
+    if run.compute.device.type != "cpu":
+        return
+    left = run.settings.steps - run.trainer.step
+    flops = training_flops(run.parameters, left * run.settings.tokens_per_step)
+    # Small kernels, attention, normalisation and validation: training reaches about half of the matrix peak.
+    seconds = 2 * flops / matmul_flops_per_second(run.compute)
+    if seconds > LONG_RUN_SECONDS:
+        console.print(
+            f"on this CPU {left} steps of {run.settings.model} will take about {describe_seconds(seconds)}; faster: a GPU, "
+            "--model pythia-14m, or fewer --steps",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def resume(run: Run, console: Console) -> None:
+    """Continue from the newest checkpoint, if there is one."""
+    found = checkpoints(run.files.folder)
+    if not found:
+        console.print("no checkpoint yet; starting from the beginning", highlight=False)
+        return
+    state = load_checkpoint(found[-1])
+    run.trainer.load_state_dict(state["trainer"])
+    run.recorder.load_state_dict(state["recorder"])
+    console.print(f"resumed at step {run.trainer.step} of {run.settings.steps}", highlight=False)
+
+
+def train(run: Run, stop: StopRequest, console: Console) -> None:
+    """Train to the end, with checkpoints on the way.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    every = run.settings.resolved_checkpoint_every()
+    display = TrainingDisplay(console, run.corpus.names, run.prior_K, run.settings.steps, run.trainer.step)
+    stop.in_training = True
+    with display, memory_errors(run.settings):
+        for event in run.trainer.steps():
+            run.recorder.add(event)
+            display.show(event)
+            finished = event.step == run.settings.steps
+            stopping = stop.signal_number is not None
+            # The last checkpoint is for what may still fail: saving the model or the schedule.
+            if finished or stopping or event.step % every == 0:
+                state = {"trainer": run.trainer.state_dict(), "recorder": run.recorder.state_dict()}
+                save_checkpoint(run.files.folder, event.step, state)
+            if stop.signal_number is not None and not finished:
+                raise Interrupted(
+                    f"stopped at step {event.step} of {run.settings.steps}, state saved; continue with: "
+                    f"acodm {run.settings.command} --out {run.files.out} --resume",
+                    stop.signal_number,
+                )
+
+
+def finish(run: Run) -> Schedule:
+    """Write the model (if asked for) and the schedule, then remove the checkpoints."""
+    if run.settings.save_model:
+        save_model(run.trainer.model, run.corpus, Path(run.settings.save_model))
+    policy = run.mixer.policy_bytes(run.corpus.names) if isinstance(run.mixer, AcOdmLearner) else None
+    schedule = run.recorder.schedule(run.info(), policy)
+    schedule.write(run.files.out)
+    shutil.rmtree(run.files.folder, ignore_errors=True)
+    return schedule
+
+
+def save_model(model: nn.Module, corpus: Corpus, folder: Path) -> None:
+    """A standard Hugging Face checkpoint folder with its tokenizer; complete or not there at all.
+
+    Raises:
+        AcodmError: it could not be written.
+    """
+    import transformers
+
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+    try:
+        model.save_pretrained(partial)  # type: ignore[operator]
+        end = corpus.tokenizer.backend.id_to_token(corpus.tokenizer.end_of_document)
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=corpus.tokenizer.backend, eos_token=end)
+        tokenizer.save_pretrained(partial)
+        partial.chmod(0o755)
+        old = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise AcodmError(f"cannot write the model to {folder}: {error.strerror}; resume with --resume") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""Settings of a run: plain data, JSON in and out, no heavy imports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Command = Literal["proxy-train", "apply"]
+ApplyMode = Literal["auto", "policy", "replay", "online"]
+ReplayAlignment = Literal["progress", "steps", "tokens"]
+AgentPreset = Literal["default", "paper"]
+Prior = Literal["uniform", "natural"]
+
+DEFAULT_STEPS = 300
+DEFAULT_SEQ_LEN = 128
+DEFAULT_BATCH = 32
+DEFAULT_SEED = 0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides what a run computes. Stored in the run directory, so that `--resume` needs only
+    `--out`; stored in the schedule (less the paths), so that a schedule says how it was made.
+
+    steps: optimiser steps. seq_len: tokens per sequence. batch: global batch in sequences. micro_batch:
+    sequences per forward pass, None for automatic. lr: peak learning rate, None for the model's published one.
+    """
+
+    command: Command
+    model: str
+    data: str | None = None
+    tokenizer: str | None = None
+    steps: int = DEFAULT_STEPS
+    seq_len: int = DEFAULT_SEQ_LEN
+    batch: int = DEFAULT_BATCH
+    micro_batch: int | None = None
+    lr: float | None = None
+    lr_warmup: float = 0.01
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    seed: int = DEFAULT_SEED
+    device: str = "auto"
+    dtype: str = "auto"
+    prior: Prior = "uniform"
+    agent: AgentPreset = "default"
+    agent_options: dict[str, str] | None = None
+    alignment: str = "exact"
+    alignment_layers: str = "all"
+    schedule: str | None = None
+    mode: ApplyMode = "auto"
+    replay_by: ReplayAlignment = "progress"
+    validate_every: int | None = None
+    validation_sequences: int = 16
+    checkpoint_every: int | None = None
+    cache_dir: str | None = None
+    save_model: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> RunSettings:
+        known = {field.name for field in fields(cls)}
+        unknown = set(value) - known
+        if unknown:
+            raise ValueError(f"unknown settings {sorted(unknown)}")
+        return cls(**value)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.seq_len
+
+    def resolved_validate_every(self) -> int:
+        return self.validate_every or max(1, self.steps // 10)
+
+    def resolved_checkpoint_every(self) -> int:
+        return self.checkpoint_every or max(1, min(1000, self.steps // 5))

@@ -1,0 +1,1 @@
+"""Corpora: named domains of tokens, and the sampler that draws mixed batches from them."""

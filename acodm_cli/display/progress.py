@@ -1,0 +1,163 @@
+"""Progress of a run: a live panel in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from acodm_cli.engine.trainer import StepEvent
+
+PLAIN_LINES = 20
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def bar(share: float, width: int) -> str:
+    """A horizontal bar of share·width cells, to an eighth of a cell."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (_EIGHTHS[rest] if rest else "")
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class PreparationDisplay:
+    """Progress of tokenisation; shown only when there is something to tokenise."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.current = ""
+        self.progress: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("preparing {task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            self.progress = Progress(*columns, console=console, transient=True)
+
+    def __enter__(self) -> PreparationDisplay:
+        return self
+
+    def __call__(self, domain: str, done: int, total: int) -> None:
+        if self.progress is None:
+            if domain != self.current:
+                self.console.print(f"preparing {domain}", highlight=False)
+        else:
+            if domain != self.current:
+                for task in self.progress.task_ids:
+                    self.progress.remove_task(task)
+                self.progress.add_task(domain, total=total)
+                self.progress.start()
+            self.progress.update(self.progress.task_ids[-1], completed=done)
+        self.current = domain
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+class TrainingDisplay:
+    """Shows each step: progress, time left, tokens per second, losses and the current mixture."""
+
+    def __init__(
+        self, console: Console, domains: list[str], prior_K: np.ndarray, total_steps: int, first_step: int
+    ) -> None:
+        self.console = console
+        self.domains = domains
+        self.prior_K = prior_K
+        self.total_steps = total_steps
+        self.first_step = first_step
+        self.recent: deque[float] = deque(maxlen=50)
+        self.tokens_per_step = 0
+        self.tokens = 0
+        self.validation = math.nan
+        self.live: Live | None = None
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, console=console)
+        self.task = self.progress.add_task("training", total=total_steps, completed=first_step)
+
+    def __enter__(self) -> TrainingDisplay:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def show(self, event: StepEvent) -> None:
+        self.recent.append(event.seconds)
+        self.tokens_per_step = event.tokens - self.tokens if self.tokens else event.tokens // event.step
+        self.tokens = event.tokens
+        if event.validation_K is not None:
+            self.validation = float(event.validation_K.mean())
+        if self.live is not None:
+            self.progress.update(self.task, completed=event.step)
+            self.live.update(self._panel(event))
+        elif self._is_due(event):
+            self.console.print(self._line(event), highlight=False, soft_wrap=True)
+
+    def _is_due(self, event: StepEvent) -> bool:
+        every = max(1, self.total_steps // PLAIN_LINES)
+        return event.step % every == 0 or event.step in (self.first_step + 1, self.total_steps)
+
+    @property
+    def _step_seconds(self) -> float:
+        return float(np.median(self.recent))
+
+    def _figures(self, event: StepEvent) -> str:
+        figures = f"loss {event.train_loss:.3f}"
+        if not math.isnan(self.validation):
+            figures += f"  validation {self.validation:.3f}"
+        figures += f"  lr {event.learning_rate:.1e}  {self.tokens_per_step / self._step_seconds:,.0f} tokens/s"
+        return figures + (f"  {event.report.phase}" if event.report.phase else "")
+
+    def _line(self, event: StepEvent) -> str:
+        left = duration((self.total_steps - event.step) * self._step_seconds)
+        largest = np.argsort(-event.weights_K, kind="stable")[:3]
+        mixture = " ".join(f"{self.domains[i]} {event.weights_K[i]:.0%}" for i in largest)
+        return f"step {event.step}/{self.total_steps}  {self._figures(event)}  eta {left}  most: {mixture}"
+
+    def _panel(self, event: StepEvent) -> RenderableType:
+        table = Table.grid(padding=(0, 1))
+        rows = max(4, self.console.height - 5)
+        scale = max(float(event.weights_K.max()), float(self.prior_K.max()))
+        shown = np.argsort(-event.weights_K, kind="stable")[:rows] if len(self.domains) > rows else range(len(self.domains))
+        for index in shown:
+            weight, prior = float(event.weights_K[index]), float(self.prior_K[index])
+            change = weight - prior
+            colour = "green" if change > 0.005 else "red" if change < -0.005 else "default"
+            table.add_row(
+                Text(self.domains[index], no_wrap=True),
+                Text(f"{weight:6.1%}", style="bold"),
+                Text(f"{100 * change:+5.1f}", style=colour),
+                Text(bar(weight / scale, 40), style="cyan", no_wrap=True),
+            )
+        return Group(self.progress, Text(self._figures(event)), table)
+
+
+def make_console() -> Console:
+    """Progress, hints and errors go to stderr."""
+    return Console(file=sys.stderr, soft_wrap=False)

@@ -1,0 +1,51 @@
+"""‖ω‖ and ‖Δω‖ at relative depths of the model, for the state of AC-ODM (arXiv 2505.23878, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class NormReader:
+    """L2 norms of one weight matrix per relative depth, and of its change since the last reading.
+
+    Depth d in [0, 1] of an n-block model is block round(d (n-1)), so that models of any depth give as many numbers.
+    The matrix is the block's last square linear layer, the attention's output projection: the copies that ‖Δω‖ needs
+    are then the smallest possible, L·d² floats.
+    """
+
+    def __init__(self, model: nn.Module, depths: tuple[float, ...]) -> None:
+        blocks = _blocks(model) if depths else []
+        self.weights = [_square_weight(blocks[round(depth * (len(blocks) - 1))]) for depth in depths]
+        self.previous = [weight.detach().clone() for weight in self.weights]
+        self.initial_L = self.read()[0]
+
+    @torch.no_grad()
+    def read(self) -> tuple[Tensor, Tensor]:
+        """(‖ω‖ [L], ‖Δω‖ [L]) on the device; what is read becomes the reference of the next ‖Δω‖."""
+        if not self.weights:
+            return torch.zeros(0), torch.zeros(0)
+        norms_L = torch.stack([weight.norm() for weight in self.weights])
+        updates_L = torch.stack([(w - p).norm() for w, p in zip(self.weights, self.previous, strict=True)])
+        for previous, weight in zip(self.previous, self.weights, strict=True):
+            previous.copy_(weight)
+        return norms_L, updates_L
+
+    def restore(self, initial_L: Tensor) -> None:
+        """After the model's weights were loaded: they are the reference, and the run's first norms are given."""
+        for previous, weight in zip(self.previous, self.weights, strict=True):
+            previous.copy_(weight.detach())
+        self.initial_L = initial_L
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks: the longest module list."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    assert lists, "the model has no list of blocks"
+    return list(max(lists, key=len))
+
+
+def _square_weight(block: nn.Module) -> Tensor:
+    linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    square = [module for module in linear if module.in_features == module.out_features]
+    return (square or linear)[-1].weight

@@ -1,0 +1,259 @@
+"""The training loop: a causal language model on mixed-domain batches, as a generator of steps.
+
+    weights <- mixer <- observation          (what to draw)
+    batch   <- sampler(weights)              (exact counts per domain)
+    model   <- forward, backward, AdamW      (the probe watches the one backward pass)
+    mixer   <- feedback                      (losses, Gram matrix, norms)
+
+The loop knows of mixtures only the Mixer protocol. It prints nothing and writes nothing: callers see StepEvents and
+take `state_dict()` when they want to save.
+
+Shape letters: B sequences, T positions, S = T + 1 tokens, K domains, L depths.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from acodm_cli.alignment.gram import interaction_energy, self_magnitude
+from acodm_cli.alignment.probe import ExactProbe
+from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.corpus.sampler import Batch, Sampler
+from acodm_cli.engine.device import Compute
+from acodm_cli.engine.evaluate import token_losses, validation_losses
+from acodm_cli.engine.norms import NormReader
+from acodm_cli.engine.optimizer import learning_rate, make_optimizer
+from acodm_cli.errors import AcodmError
+from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """steps: optimiser steps. batch, micro_batch: sequences. seq_len: predicted tokens per sequence. lr: peak.
+    validate_every: steps. validation_sequences: per domain. The rest as in AdamW and the cosine schedule."""
+
+    steps: int
+    batch: int
+    micro_batch: int
+    seq_len: int
+    lr: float
+    lr_warmup: float
+    weight_decay: float
+    clip: float
+    seed: int
+    validate_every: int
+    validation_sequences: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.seq_len
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One finished step. step: from 1. tokens: predicted tokens so far, this step included. weights_K: executed.
+    losses_K: nats, NaN for a domain that was not drawn. validation_K: after the step, None when not due. Energies
+    are NaN without a Gram matrix. seconds: wall time of the step, validation apart."""
+
+    step: int
+    tokens: int
+    weights_K: Array
+    samples_K: NDArray[np.int64]
+    losses_K: Array
+    train_loss: float
+    learning_rate: float
+    gradient_norm: float
+    interaction_energy: float
+    self_energy: float
+    report: Report
+    validation_K: Array | None
+    seconds: float
+
+
+class Trainer:
+    def __init__(
+        self,
+        model: nn.Module,
+        corpus: Corpus,
+        mixer: Mixer,
+        settings: TrainSettings,
+        compute: Compute,
+        alignment_layers: dict[str, nn.Linear] | None = None,
+    ) -> None:
+        """alignment_layers: what the probe watches, if the mixer needs a Gram matrix."""
+        assert alignment_layers is not None or not mixer.needs_gram
+        self.model = model
+        self.corpus = corpus
+        self.mixer = mixer
+        self.settings = settings
+        self.compute = compute
+        self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay)
+        self.sampler = Sampler(corpus, settings.batch, settings.seq_len, settings.seed)
+        self.probe = ExactProbe(alignment_layers, len(corpus.names)) if mixer.needs_gram and alignment_layers else None
+        self.norms = NormReader(model, mixer.depths)
+        self.step = 0
+        self.observation = self._first_observation()
+
+    def steps(self) -> Iterator[StepEvent]:
+        """Train from the current step to the last.
+
+        Raises:
+            AcodmError: a loss or gradient is not finite. The optimiser has not been stepped.
+        """
+        while self.step < self.settings.steps:
+            started = time.perf_counter()
+            # Executed weights are float32, as recorded: a replay of the record draws the same batches.
+            weights_K = self.mixer.weights(self.observation).astype(np.float32).astype(np.float64)
+            batch = self.sampler.draw(weights_K)
+            losses_K, train_loss = self._forward_backward(batch)
+            gram_KK = self.probe.gram(self._tokens(batch.samples_K)).numpy() if self.probe else None
+            lr, gradient_norm = self._optimizer_step(losses_K, train_loss)
+            self.step += 1
+            previous, self.observation = self.observation, self._next_observation(batch, losses_K)
+            report = self.mixer.observe(
+                Feedback(previous, weights_K, batch.samples_K.astype(float), gram_KK, self.observation)
+            )
+            seconds = time.perf_counter() - started
+            yield StepEvent(
+                step=self.step,
+                tokens=self.observation.tokens,
+                weights_K=weights_K,
+                samples_K=batch.samples_K,
+                losses_K=losses_K,
+                train_loss=train_loss,
+                learning_rate=lr,
+                gradient_norm=gradient_norm,
+                interaction_energy=math.nan if gram_KK is None else interaction_energy(gram_KK, weights_K),
+                self_energy=math.nan if gram_KK is None else self_magnitude(gram_KK, weights_K),
+                report=report,
+                validation_K=self._validate_if_due(),
+                seconds=seconds,
+            )
+
+    def _forward_backward(self, batch: Batch) -> tuple[Array, float]:
+        """Accumulate the gradient of the batch's mean token loss. Returns (mean loss per domain, batch loss)."""
+        batch_tokens = self.settings.tokens_per_step
+        sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
+        micro = self.settings.micro_batch
+        for tokens_BS, domains_B in zip(batch.tokens_BS.split(micro), batch.domains_B.split(micro), strict=True):
+            if self.probe:
+                self.probe.begin(domains_B)
+            tokens_BS = self._to_device(tokens_BS)
+            with self.compute.autocast():
+                losses_BT = token_losses(self.model, tokens_BS[:, :-1], tokens_BS[:, 1:])
+            (losses_BT.sum() / batch_tokens).backward()
+            sums_K.index_add_(0, self._to_device(domains_B), losses_BT.detach().double().sum(dim=1))
+        sums = sums_K.cpu().numpy()
+        tokens_K = self._tokens(batch.samples_K).numpy()
+        losses_K = np.divide(sums, tokens_K, out=np.full(len(sums), math.nan), where=tokens_K > 0)
+        return losses_K, float(sums.sum() / batch_tokens)
+
+    def _tokens(self, samples_K: NDArray[np.int64]) -> Tensor:
+        """Predicted tokens per domain in a batch."""
+        return torch.from_numpy(samples_K * self.settings.seq_len)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self.compute.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.compute.device, non_blocking=True)
+
+    def _optimizer_step(self, losses_K: Array, train_loss: float) -> tuple[float, float]:
+        settings = self.settings
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip))
+        if not (math.isfinite(train_loss) and math.isfinite(norm)):
+            pairs = zip(self.corpus.names, losses_K, strict=True)
+            losses = ", ".join(f"{name} {loss:.3g}" for name, loss in pairs)
+            raise AcodmError(
+                f"the loss or gradient of step {self.step + 1} is not finite (losses: {losses}; gradient norm {norm:.3g}); "
+                "lower --lr, or resume from the last checkpoint"
+            )
+        lr = learning_rate(self.step, settings.steps, settings.lr, settings.lr_warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return lr, norm
+
+    def _validate_if_due(self) -> Array | None:
+        """After the first step (where the run starts from), at intervals, and after the last step."""
+        settings = self.settings
+        if self.step != 1 and self.step % settings.validate_every and self.step != settings.steps:
+            return None
+        return self.validate(settings.validation_sequences)
+
+    def validate(self, max_sequences: int) -> Array:
+        """Validation loss per domain in nats. [K]"""
+        settings = self.settings
+        return validation_losses(
+            self.model, self.corpus, settings.seq_len, max_sequences, settings.micro_batch, self.compute
+        )
+
+    # Observations
+
+    def _first_observation(self) -> Observation:
+        """Before the first batch every loss is taken to be that of a uniform prediction, ln(vocabulary)."""
+        num_domains = len(self.corpus.names)
+        max_loss = math.log(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        initial_L = self.norms.initial_L.double().cpu().numpy()
+        return Observation(
+            step=0,
+            total_steps=self.settings.steps,
+            tokens=0,
+            total_tokens=self.settings.steps * self.settings.tokens_per_step,
+            samples_K=np.zeros(num_domains),
+            losses_K=np.full(num_domains, max_loss),
+            previous_losses_K=np.full(num_domains, max_loss),
+            max_loss=max_loss,
+            weight_norms_L=initial_L,
+            initial_norms_L=initial_L,
+            update_norms_L=np.zeros_like(initial_L),
+        )
+
+    def _next_observation(self, batch: Batch, losses_K: Array) -> Observation:
+        norms_L, updates_L = self.norms.read()
+        last = self.observation
+        return Observation(
+            step=self.step,
+            total_steps=last.total_steps,
+            tokens=last.tokens + self.settings.tokens_per_step,
+            total_tokens=last.total_tokens,
+            samples_K=batch.samples_K.astype(np.float64),
+            losses_K=np.where(batch.samples_K > 0, losses_K, last.losses_K),
+            previous_losses_K=last.losses_K,
+            max_loss=last.max_loss,
+            weight_norms_L=norms_L.double().cpu().numpy(),
+            initial_norms_L=last.initial_norms_L,
+            update_norms_L=updates_L.double().cpu().numpy(),
+        )
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the coming steps depend on, as tensors and plain values."""
+        fields = vars(self.observation)
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "mixer": self.mixer.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "observation": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.mixer.load_state_dict(state["mixer"])
+        self.sampler.load_state_dict(state["sampler"])
+        fields = state["observation"].items()
+        self.observation = Observation(**{k: v.numpy() if isinstance(v, Tensor) else v for k, v in fields})
+        self.norms.restore(torch.from_numpy(self.observation.initial_norms_L))
+        self.step = self.observation.step

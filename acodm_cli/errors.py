@@ -1,0 +1,40 @@
+"""The errors a user can cause or meet, each with a stable exit code.
+
+Every message is one line that says what is wrong and what to do next. Anything else that escapes is a bug
+in acodm and keeps its traceback.
+"""
+
+
+class AcodmError(Exception):
+    """The run failed for a known reason."""
+
+    exit_code = 1
+
+
+class UsageError(AcodmError):
+    """An option, path or corpus that cannot be used as given."""
+
+    exit_code = 2
+
+
+class ScheduleError(AcodmError):
+    """A schedule file that is unreadable, or that does not fit the corpus or model."""
+
+    exit_code = 3
+
+
+class ResourceError(AcodmError):
+    """Not enough memory, or no such device."""
+
+    exit_code = 4
+
+
+class Interrupted(AcodmError):
+    """A signal stopped the run after its state was saved.
+
+    The exit code follows the shell's convention: 128 + signal number (130 for SIGINT, 143 for SIGTERM).
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

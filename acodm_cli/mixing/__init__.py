@@ -1,0 +1,1 @@
+"""Mixers: what decides the domain weights of each step."""

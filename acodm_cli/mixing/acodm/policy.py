@@ -1,0 +1,156 @@
+"""The frozen policy: how it is stored in a schedule file, and the mixer that drives a target with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from acodm_cli.errors import ScheduleError
+from acodm_cli.mixing.acodm.agent import Agent
+from acodm_cli.mixing.acodm.networks import Actor
+from acodm_cli.mixing.acodm.settings import AgentSettings
+from acodm_cli.mixing.acodm.state import RunningNormalizer, encode_state, state_size
+from acodm_cli.mixing.mixer import Array, Feedback, Observation, Report
+
+POLICY_VERSION = 1
+MAX_POLICY_BYTES = 256 * 2**20
+MAX_HIDDEN, MAX_LAYERS, MAX_DEPTHS = 8192, 16, 64
+
+# The settings that shape the actor's output; the rest only matters while it learns.
+_ACTOR_SETTINGS = ("hidden", "layers", "depths", "logit_bound", "floor_share", "smoothing")
+
+
+def dump_policy(agent: Agent, domains: list[str]) -> bytes:
+    """The actor, its normalisation and what is needed to rebuild it, as safetensors."""
+    header = {
+        "policy_version": POLICY_VERSION,
+        "domains": domains,
+        "actor": {name: getattr(agent.settings, name) for name in _ACTOR_SETTINGS},
+    }
+    tensors = {f"actor.{name}": tensor.contiguous() for name, tensor in agent.actor.state_dict().items()}
+    tensors |= {f"normalizer.{name}": tensor for name, tensor in agent.normalizer.tensors().items()}
+    return save(tensors, metadata={"acodm": json.dumps(header)})
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    """The acodm header out of the safetensors header, which is JSON after an 8-byte length."""
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(len(data) - 8, 2**20):
+        raise ScheduleError("the schedule's policy has no readable header; use --mode replay")
+    try:
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["acodm"])
+        if not isinstance(header, dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ScheduleError("the schedule's policy has no readable header; use --mode replay") from None
+    return header
+
+
+def load_policy(data: bytes, domains: list[str], base: AgentSettings) -> FrozenPolicy:
+    """A policy out of its bytes. base: settings for whatever only matters while learning.
+
+    Raises:
+        ScheduleError: not a policy of this version, for other domains, or with tensors of the wrong shape.
+    """
+    if len(data) > MAX_POLICY_BYTES:
+        raise ScheduleError(f"the schedule's policy is larger than {MAX_POLICY_BYTES >> 20} MiB; use --mode replay")
+    header = _header(data)
+    if header.get("policy_version") != POLICY_VERSION:
+        raise ScheduleError(
+            f"the schedule's policy has version {header.get('policy_version')!r}, this acodm reads version "
+            f"{POLICY_VERSION}; use --mode replay, or update acodm"
+        )
+    if header.get("domains") != domains:
+        raise ScheduleError("the schedule's policy is for other domains than its weights; use --mode replay")
+    settings = _actor_settings(header.get("actor"), base)
+    try:
+        tensors = load(data)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ScheduleError(f"the schedule's policy is damaged ({error}); use --mode replay") from None
+    size = state_size(len(domains), settings.depths)
+    prior_K = torch.full((len(domains),), 1.0 / len(domains))
+    with torch.device("meta"):
+        actor = Actor(size, prior_K.to("meta"), settings)
+    normalizer = RunningNormalizer(size)
+    expected = {f"actor.{name}": tensor for name, tensor in actor.state_dict().items()}
+    expected |= {f"normalizer.{name}": tensor for name, tensor in normalizer.tensors().items()}
+    _check_tensors(tensors, expected)
+    prior = tensors["actor.prior_K"]
+    if not (prior > 0).all() or abs(float(prior.sum()) - 1) > 1e-3:
+        raise ScheduleError("the schedule's policy has a prior that is not on the simplex; use --mode replay")
+    actor.load_state_dict(
+        {name.removeprefix("actor."): tensor for name, tensor in tensors.items() if name.startswith("actor.")},
+        assign=True,
+    )
+    normalizer.load({name: tensors[f"normalizer.{name}"] for name in normalizer.tensors()})
+    return FrozenPolicy(actor.requires_grad_(False), normalizer, settings)
+
+
+def _actor_settings(value: Any, base: AgentSettings) -> AgentSettings:
+    valid = (
+        isinstance(value, dict)
+        and set(value) == set(_ACTOR_SETTINGS)
+        and all(type(value[name]) is int for name in ("hidden", "layers", "depths"))
+        and 1 <= value["hidden"] <= MAX_HIDDEN
+        and 1 <= value["layers"] <= MAX_LAYERS
+        and 1 <= value["depths"] <= MAX_DEPTHS
+        and all(isinstance(value[name], (int, float)) and 0 <= value[name] < 1 for name in ("floor_share", "smoothing"))
+        and (value["logit_bound"] is None or (isinstance(value["logit_bound"], (int, float)) and value["logit_bound"] > 0))
+    )
+    if not valid:
+        raise ScheduleError("the schedule's policy has settings that acodm does not know; use --mode replay")
+    return AgentSettings(**(base.to_json() | value))
+
+
+def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    if set(tensors) != set(expected):
+        odd = sorted(set(tensors) ^ set(expected))[:3]
+        raise ScheduleError(f"the schedule's policy has missing or unknown tensors ({', '.join(odd)}); use --mode replay")
+    for name, tensor in tensors.items():
+        shape, dtype = tuple(expected[name].shape), expected[name].dtype
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ScheduleError(
+                f"the schedule's policy tensor {name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}; "
+                "use --mode replay"
+            )
+        if not tensor.isfinite().all():
+            raise ScheduleError(f"the schedule's policy tensor {name} has values that are not finite; use --mode replay")
+
+
+class FrozenPolicy:
+    """Queries a trained actor with the live state of the run. No reward, no per-domain gradients, no critic."""
+
+    name = "policy"
+    needs_gram = False
+
+    def __init__(self, actor: Actor, normalizer: RunningNormalizer, settings: AgentSettings) -> None:
+        self.actor = actor
+        self.normalizer = normalizer
+        self.agent_settings = settings
+        self.depths = settings.relative_depths()
+        self.offsets_K = torch.zeros(actor.prior_K.shape[0])
+
+    @torch.no_grad()
+    def weights(self, observation: Observation) -> Array:
+        state_S = torch.from_numpy(encode_state(observation))
+        keep = self.agent_settings.smoothing
+        self.offsets_K = keep * self.offsets_K + (1 - keep) * self.actor.offsets(self.normalizer(state_S))
+        return self.actor.weights(self.offsets_K).numpy().astype(np.float64)
+
+    def observe(self, feedback: Feedback) -> Report:
+        return Report(phase="policy")
+
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self.agent_settings, name) for name in _ACTOR_SETTINGS}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"offsets": self.offsets_K}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.offsets_K = state["offsets"]

@@ -1,0 +1,244 @@
+"""Schedule file, format version 1: tidy Parquet, one row per (step, domain), everything about the run in its metadata.
+
+Columns: step, tokens (cumulative), domain, weight, samples, loss, reward, validation_loss, and per-step scalars
+repeated in each row. File metadata: `acodm` is JSON about the run, `acodm.policy` the frozen policy as base64 of
+safetensors. There is no pickle anywhere, and what is read is bounded and checked before it is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from acodm_cli.errors import ScheduleError, UsageError
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMAT_VERSION = 1
+MAX_METADATA_BYTES = 8 * 2**20
+MAX_POLICY_BASE64_BYTES = 384 * 2**20
+MAX_DOMAINS = 10_000
+SIMPLEX_TOLERANCE = 1e-3
+
+DOMAIN_COLUMNS = {"weight": np.float32, "samples": np.int32, "loss": np.float32, "reward": np.float32, "validation_loss": np.float32}
+STEP_COLUMNS = (
+    "train_loss",
+    "learning_rate",
+    "interaction_energy",
+    "self_energy",
+    "critic_loss",
+    "actor_objective",
+    "entropy",
+)
+_NULLABLE = {"loss", "reward", "validation_loss", *STEP_COLUMNS} - {"train_loss", "learning_rate", "entropy"}
+
+SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("domain", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        *[pa.field(n, pa.from_numpy_dtype(t), nullable=n in _NULLABLE) for n, t in DOMAIN_COLUMNS.items()],
+        *[pa.field(n, pa.float32(), nullable=n in _NULLABLE) for n in STEP_COLUMNS],
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule in memory.
+
+    domains: K names in order. step_S, tokens_S: int64, cumulative tokens after each step. per_domain: column name to
+    [S, K]; missing values are NaN. per_step: column name to [S]. info: the run, JSON. policy: safetensors bytes.
+    """
+
+    domains: list[str]
+    step_S: NDArray[np.int64]
+    tokens_S: NDArray[np.int64]
+    per_domain: dict[str, NDArray[Any]]
+    per_step: dict[str, NDArray[np.float32]]
+    info: dict[str, Any] = field(default_factory=dict)
+    policy: bytes | None = None
+
+    @property
+    def weights_SK(self) -> NDArray[np.float64]:
+        return self.per_domain["weight"].astype(np.float64)
+
+    def __len__(self) -> int:
+        return len(self.step_S)
+
+    # Writing
+
+    def write(self, path: Path) -> None:
+        """Write atomically: the path holds either what it held or the complete new file.
+
+        Raises:
+            UsageError: the path cannot be written.
+        """
+        table = self.to_arrow()
+        try:
+            descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                pq.write_table(table, file, compression="zstd", row_group_size=1 << 20)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(partial).chmod(0o666 & ~_umask())
+            Path(partial).replace(path)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another --out") from None
+        finally:
+            Path(partial).unlink(missing_ok=True)
+
+    def to_arrow(self) -> pa.Table:
+        steps, num_domains = self.per_domain["weight"].shape
+        columns: dict[str, pa.Array] = {
+            "step": pa.array(np.repeat(self.step_S, num_domains)),
+            "tokens": pa.array(np.repeat(self.tokens_S, num_domains)),
+            "domain": pa.DictionaryArray.from_arrays(
+                pa.array(np.tile(np.arange(num_domains, dtype=np.int32), steps)), pa.array(self.domains, pa.string())
+            ),
+        }
+        for name in DOMAIN_COLUMNS:
+            columns[name] = pa.array(self.per_domain[name].reshape(-1), from_pandas=name in _NULLABLE)
+        for name in STEP_COLUMNS:
+            columns[name] = pa.array(np.repeat(self.per_step[name], num_domains), from_pandas=name in _NULLABLE)
+        info = {"format_version": FORMAT_VERSION, "domains": self.domains} | self.info
+        metadata = {"acodm": json.dumps(info, sort_keys=True)}
+        if self.policy is not None:
+            metadata["acodm.policy"] = base64.b64encode(self.policy).decode()
+        return pa.table(columns, schema=SCHEMA).replace_schema_metadata(metadata)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The tidy table as a dataframe."""
+        return self.to_arrow().to_pandas()
+
+    # Reading
+
+    @classmethod
+    def read(cls, path: Path) -> Schedule:
+        """Read and check a schedule file.
+
+        Raises:
+            ScheduleError: not there, not a schedule of this format version, truncated, or inconsistent.
+        """
+        try:
+            # Without the limit, a crafted footer could ask for any amount of memory.
+            limits = {"thrift_string_size_limit": MAX_POLICY_BASE64_BYTES, "thrift_container_size_limit": 10_000_000}
+            with pq.ParquetFile(path, page_checksum_verification=True, **limits) as file:
+                info = _read_info(file, path)
+                _check_columns(file.schema_arrow, path)
+                table = file.read()
+        except (FileNotFoundError, IsADirectoryError):
+            raise ScheduleError(f"schedule {path} does not exist or is a folder; give a .parquet file") from None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+            raise ScheduleError(f"{path} is not a readable Parquet file ({reason}); make or copy it again") from None
+        return _from_table(table, info, _read_policy(table.schema.metadata, path), path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _read_info(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
+    raw = (file.schema_arrow.metadata or {}).get(b"acodm")
+    if raw is None:
+        raise ScheduleError(f"{path} is Parquet, but not an acodm schedule: it has no acodm metadata")
+    if len(raw) > MAX_METADATA_BYTES:
+        raise ScheduleError(f"{path}: its metadata is larger than {MAX_METADATA_BYTES >> 20} MiB; not a usable schedule")
+    try:
+        info = json.loads(raw)
+        if not isinstance(info, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise ScheduleError(f"{path}: its acodm metadata is not valid JSON ({error})") from None
+    version = info.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise ScheduleError(f"{path} has format version {version!r}, this acodm reads version {FORMAT_VERSION}; update acodm")
+    domains = info.get("domains")
+    valid = isinstance(domains, list) and 1 <= len(domains) <= MAX_DOMAINS and all(isinstance(d, str) for d in domains)
+    if not valid or len(set(domains)) != len(domains):
+        raise ScheduleError(f"{path}: its metadata does not list distinct domain names; not a usable schedule")
+    return info
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    if set(schema.names) != set(SCHEMA.names) or len(schema.names) != len(SCHEMA.names):
+        odd = sorted(set(schema.names) ^ set(SCHEMA.names)) or sorted(schema.names)
+        raise ScheduleError(f"{path}: missing or unknown columns ({', '.join(odd)}); not a version {FORMAT_VERSION} schedule")
+    for expected in SCHEMA:
+        found = schema.field(expected.name).type
+        if expected.name == "domain":
+            if not (pa.types.is_dictionary(found) and pa.types.is_string(found.value_type)):
+                raise ScheduleError(f"{path}: column domain has type {found}, expected dictionary of string")
+        elif found != expected.type:
+            raise ScheduleError(f"{path}: column {expected.name} has type {found}, expected {expected.type}")
+
+
+def _read_policy(metadata: dict[bytes, bytes], path: Path) -> bytes | None:
+    raw = metadata.get(b"acodm.policy")
+    if raw is None:
+        return None
+    try:
+        return base64.b64decode(raw, validate=True)
+    except binascii.Error:
+        raise ScheduleError(f"{path}: its policy is not valid base64; make or copy the file again") from None
+
+
+def _from_table(table: pa.Table, info: dict[str, Any], policy: bytes | None, path: Path) -> Schedule:
+    domains = info.pop("domains")
+    num_domains = len(domains)
+    if table.num_rows == 0 or table.num_rows % num_domains:
+        raise ScheduleError(f"{path}: {table.num_rows} rows are not a whole number of steps of {num_domains} domains")
+    column = table.column("domain").cast(pa.string()).to_numpy(zero_copy_only=False).reshape(-1, num_domains)
+    if not (column == np.array(domains, dtype=object)).all():
+        raise ScheduleError(f"{path}: its rows do not list the domains of its metadata in order at every step")
+
+    def values(name: str, dtype: Any) -> NDArray[Any]:
+        data = table.column(name)
+        if data.null_count and name not in _NULLABLE:
+            raise ScheduleError(f"{path}: column {name} has missing values")
+        return data.to_numpy().reshape(-1, num_domains).astype(dtype)
+
+    step, tokens = values("step", np.int64), values("tokens", np.int64)
+    per_domain = {name: values(name, dtype) for name, dtype in DOMAIN_COLUMNS.items()}
+    per_step = {name: values(name, np.float32) for name in STEP_COLUMNS}
+    if (step != step[:, :1]).any() or (tokens != tokens[:, :1]).any():
+        raise ScheduleError(f"{path}: its rows are not grouped by step")
+    if (np.diff(step[:, 0]) <= 0).any() or (np.diff(tokens[:, 0]) < 0).any() or (tokens < 0).any():
+        raise ScheduleError(f"{path}: its steps or tokens do not increase")
+    _check_weights(per_domain["weight"], step[:, 0], path)
+    return Schedule(
+        domains=domains,
+        step_S=step[:, 0],
+        tokens_S=tokens[:, 0],
+        per_domain=per_domain,
+        per_step={name: column[:, 0] for name, column in per_step.items()},
+        info=info,
+        policy=policy,
+    )
+
+
+def _check_weights(weights_SK: NDArray[np.float32], step_S: NDArray[np.int64], path: Path) -> None:
+    finite = np.isfinite(weights_SK) & (weights_SK >= 0)
+    sums_S = weights_SK.astype(np.float64).sum(axis=1)
+    bad = ~finite.all(axis=1) | ~(np.abs(sums_S - 1) <= SIMPLEX_TOLERANCE)
+    if bad.any():
+        first = int(step_S[bad.argmax()])
+        raise ScheduleError(f"{path}: the weights of step {first} are not on the simplex (finite, not negative, sum 1)")
