@@ -61,14 +61,17 @@ LearningRate = Annotated[
 Device = Annotated[str, _option("--device", "auto, cpu, cuda or cuda:N.", TRAINING)]
 Dtype = Annotated[str, _option("--dtype", "auto (bf16 on CUDA, else fp32), bf16 or fp32.", TRAINING)]
 ValidateEvery = Annotated[
-    Optional[int], _option("--validate-every", "Steps between validations. Default: a tenth of the run.", TRAINING, min=1)  # noqa: UP045
+    int | None,
+    _option("--validate-every", "Steps between validations. Default: a tenth of the run.", TRAINING, min=1),
 ]
 ValidationSequences = Annotated[
     int, _option("--validation-sequences", "Validation sequences per domain.", TRAINING, min=1)
 ]
 CheckpointEvery = Annotated[
     Optional[int],  # noqa: UP045
-    _option("--checkpoint-every", "Steps between checkpoints. Default: a fifth of the run, at most 1000.", FILES, min=1),
+    _option(
+        "--checkpoint-every", "Steps between checkpoints. Default: a fifth of the run, at most 1000.", FILES, min=1
+    ),
 ]
 Resume = Annotated[bool, _option("--resume", "Continue the unfinished run of the same --out.", FILES)]
 Force = Annotated[bool, _option("--force", "Replace existing files, start an unfinished run over.", FILES)]
@@ -93,7 +96,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
 @app.command("proxy-train")
 def proxy_train(
     context: typer.Context,
-    model: Annotated[str, _option("--model", "Preset (pythia-14m … pythia-12b, llama-tiny …), folder or hub name.", TRAINING)] = "pythia-14m",
+    model: Annotated[
+        str, _option("--model", "Preset (pythia-14m … pythia-12b, llama-tiny …), folder or hub name.", TRAINING)
+    ] = "pythia-14m",
     data: Data = None,
     tokenizer: TokenizerOption = None,
     cache_dir: CacheDir = None,
@@ -102,7 +107,9 @@ def proxy_train(
     seq_len: Annotated[int, _option("--seq-len", "Tokens per sequence.", TRAINING, min=2)] = DEFAULT_SEQ_LEN,
     micro_batch: MicroBatch = None,
     lr: LearningRate = None,
-    seed: Annotated[int, _option("--seed", "Of weights, batches and agent.", TRAINING, min=0, max=2**31 - 1)] = DEFAULT_SEED,
+    seed: Annotated[
+        int, _option("--seed", "Of weights, batches and agent.", TRAINING, min=0, max=2**31 - 1)
+    ] = DEFAULT_SEED,
     device: Device = "auto",
     dtype: Dtype = "auto",
     validate_every: ValidateEvery = None,
@@ -139,8 +146,12 @@ def apply(
     ] = None,
     mode: Annotated[
         ApplyMode,
-        _option("--mode", "policy: query the frozen policy; replay: follow the recorded weights; online: keep learning; "
-                          "auto: policy if the schedule has one, else replay.", MIXING),
+        _option(
+            "--mode",
+            "policy: query the frozen policy; replay: follow the recorded weights; online: keep learning; "
+            "auto: policy if the schedule has one, else replay.",
+            MIXING,
+        ),
     ] = "auto",
     replay_by: Annotated[
         ReplayAlignment, _option("--replay-by", "Map the recorded weights on this run's budget by.", MIXING)
@@ -148,9 +159,15 @@ def apply(
     data: Data = None,
     tokenizer: TokenizerOption = None,
     cache_dir: CacheDir = None,
-    steps: Annotated[int, _option("--steps", "Optimiser steps. Default: the schedule's.", TRAINING, min=1)] = DEFAULT_STEPS,
-    batch: Annotated[int, _option("--batch", "Global batch in sequences. Default: the schedule's.", TRAINING, min=1)] = DEFAULT_BATCH,
-    seq_len: Annotated[int, _option("--seq-len", "Tokens per sequence. Default: the schedule's.", TRAINING, min=2)] = DEFAULT_SEQ_LEN,
+    steps: Annotated[
+        int, _option("--steps", "Optimiser steps. Default: the schedule's.", TRAINING, min=1)
+    ] = DEFAULT_STEPS,
+    batch: Annotated[
+        int, _option("--batch", "Global batch in sequences. Default: the schedule's.", TRAINING, min=1)
+    ] = DEFAULT_BATCH,
+    seq_len: Annotated[
+        int, _option("--seq-len", "Tokens per sequence. Default: the schedule's.", TRAINING, min=2)
+    ] = DEFAULT_SEQ_LEN,
     micro_batch: MicroBatch = None,
     lr: LearningRate = None,
     seed: Annotated[int, _option("--seed", "Default: the schedule's.", TRAINING, min=0, max=2**31 - 1)] = DEFAULT_SEED,
@@ -161,7 +178,9 @@ def apply(
     agent: Agent = "default",
     agent_option: AgentOption = None,
     alignment_layers: AlignmentLayers = "all",
-    out: Annotated[Path, _option("--out", "The record of this run, in the schedule format.", FILES)] = Path("applied.parquet"),
+    out: Annotated[Path, _option("--out", "The record of this run, in the schedule format.", FILES)] = Path(
+        "applied.parquet"
+    ),
     save_model: Annotated[
         Optional[str], _option("--save-model", "Folder for the trained model. Default: beside --out.", FILES)  # noqa: UP045
     ] = None,

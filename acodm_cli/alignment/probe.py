@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ def select_linear_layers(model: nn.Module, rule: str) -> dict[str, nn.Linear]:
     Raises:
         UsageError: a rule selects nothing.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     selected: dict[str, nn.Linear] = {}
     for part in (part.strip() for part in rule.split(",")):
@@ -69,7 +70,7 @@ class ExactProbe:
             # One zero, expanded: a leaf of the right shape that takes no memory.
             zero = torch.zeros((), device=layer.weight.device)
             self._virtual[name] = zero.expand(num_domains, out_features, in_features).requires_grad_()
-            layer.forward = self._watched(name, layer)  # type: ignore[method-assign]
+            layer.forward = self._watched(name, layer)  # type: ignore[method-assign, assignment]
 
     def _watched(self, name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(x_BTI: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ class RunFiles:
             self.folder.mkdir()
             self.settings.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
         except OSError as error:
-            raise UsageError(f"cannot write {error.filename or self.out}: {error.strerror}; choose another --out") from None
+            raise UsageError(
+                f"cannot write {error.filename or self.out}: {error.strerror}; choose another --out"
+            ) from None
 
     def resumable_settings(self) -> RunSettings:
         """Raises UsageError if there is no unfinished run to continue."""

@@ -28,7 +28,9 @@ def run_proxy_train(settings: RunSettings, out: Path, resuming: bool, force: boo
     target = ["acodm apply", f"--schedule {out}", f"--model {_larger(settings.model)}"]
     target += [f"--data {settings.data}"] if settings.data else []
     target += [f"--tokenizer {settings.tokenizer}"] if settings.tokenizer else []
-    console.print(f"\nlook at it:  acodm inspect {out}\nuse it:      {' '.join(target)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nlook at it:  acodm inspect {out}\nuse it:      {' '.join(target)}", highlight=False, soft_wrap=True
+    )
     print(out)  # noqa: T201 - the result, for scripts
 
 

@@ -149,7 +149,7 @@ def _warn_of_other_tokenizer(schedule: Schedule, corpus: Corpus, console: Consol
     recorded = schedule.info.get("tokenizer", {})
     if isinstance(recorded, dict) and recorded.get("fingerprint") not in (None, corpus.tokenizer.fingerprint):
         console.print(
-            "warning: the schedule was learned with another tokenizer; its weights are shares of that tokenizer's tokens",
+            "warning: the schedule was learned with another tokenizer; its weights are shares of that one's tokens",
             highlight=False,
         )
 

@@ -164,9 +164,7 @@ def _files(folder: Path, suffixes: tuple[str, ...], tests: bool | None = None) -
             continue  # not text, or not ours to read
 
 
-def _package_files(
-    packages: tuple[str, ...], suffixes: tuple[str, ...], tests: bool | None = None
-) -> Iterator[str]:
+def _package_files(packages: tuple[str, ...], suffixes: tuple[str, ...], tests: bool | None = None) -> Iterator[str]:
     """Files of several packages, taken in turn, so that a cut leaves some of each."""
     folders = [folder for package in packages if (folder := _package_folder(package)) is not None]
     streams = [_files(folder, suffixes, tests) for folder in folders]
@@ -219,7 +217,7 @@ def _requirement_name(requirement: str) -> str:
 
 def _package_readmes() -> Iterator[str]:
     for distribution in _dependencies():
-        yield str(distribution.metadata.get_payload())
+        yield str(distribution.metadata.json.get("description", ""))
     yield from (text for _, text in sorted(pydoc_data.topics.topics.items()))
 
 
@@ -252,7 +250,10 @@ def _arithmetic() -> Iterator[str]:
     while True:
         lines = []
         for _ in range(48):
-            a, b = generator.randrange(10 ** generator.randint(1, 4)), generator.randrange(10 ** generator.randint(1, 3))
+            a, b = (
+                generator.randrange(10 ** generator.randint(1, 4)),
+                generator.randrange(10 ** generator.randint(1, 3)),
+            )
             kind = generator.randrange(4)
             if kind == 0:
                 lines.append(f"What is {a} plus {b}? {a + b}")

@@ -17,7 +17,6 @@ from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from acodm_cli.errors import UsageError
 
@@ -103,10 +102,10 @@ def read_documents(path: Path, on_bytes: Callable[[int], None] = lambda count: N
                     yield _decode(stream.read(), path, None)
                 else:
                     yield from _read_json_lines(path, stream)
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(f"{path}: damaged or truncated archive ({error}); compress or fetch it again") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except OSError as error:  # also how Arrow reports a damaged zstd frame
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error}); fetch it again") from None
 
 
 class _Counted(io.RawIOBase):
@@ -130,9 +129,8 @@ def _decompressed(path: Path, raw: _Counted) -> IO[bytes]:
     if path.suffix.lower() == ".gz":
         return gzip.GzipFile(fileobj=io.BufferedReader(raw), mode="rb")  # type: ignore[return-value]
     if path.suffix.lower() == ".zst":
-        # A frame that ends early must be an error, not an early end of the data.
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        return io.BufferedReader(reader)  # type: ignore[return-value, type-var]
+        # Arrow's reader takes a frame that ends early for an error, zstandard's for the end of the data.
+        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
     return io.BufferedReader(raw)
 
 
@@ -155,7 +153,9 @@ def _read_parquet(path: Path, on_bytes: Callable[[int], None]) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as file:
             if TEXT_FIELD not in file.schema_arrow.names:
-                raise UsageError(f'{path}: no column "{TEXT_FIELD}"; its columns are {", ".join(file.schema_arrow.names)}')
+                raise UsageError(
+                    f'{path}: no column "{TEXT_FIELD}"; its columns are {", ".join(file.schema_arrow.names)}'
+                )
             size = path.stat().st_size
             row = 0
             for batch in file.iter_batches(batch_size=1024, columns=[TEXT_FIELD]):

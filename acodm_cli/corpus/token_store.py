@@ -117,7 +117,9 @@ def _tokenize(files: DomainFiles, tokenizer: Tokenizer, folder: Path, on_progres
             if not (folder / "index.json").is_file():  # else another process was faster with the same content
                 raise
     except OSError as error:
-        raise AcodmError(f"cannot write the token cache in {folder.parent}: {error.strerror}; use --cache-dir") from None
+        raise AcodmError(
+            f"cannot write the token cache in {folder.parent}: {error.strerror}; use --cache-dir"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

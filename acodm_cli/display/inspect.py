@@ -256,7 +256,9 @@ def distance_lines(schedules: list[tuple[Path, Schedule]]) -> Text:
         order = [other.domains.index(name) for name in first.domains]
         points = 16
         gap = np.abs(resample(first.weights_SK, points) - resample(other.weights_SK[:, order], points)).sum(axis=1)
-        lines.append(f"L1 {first_path.name} - {path.name}: mean {gap.mean():.3f}  max {gap.max():.3f}  {sparkline(gap, points)}")
+        lines.append(
+            f"L1 {first_path.name} - {path.name}: mean {gap.mean():.3f}  max {gap.max():.3f}  {sparkline(gap, points)}"
+        )
     return Text(_printable("\n".join(lines)) if len(lines) == 1 else "\n".join(map(_printable, lines)))
 
 

@@ -144,7 +144,9 @@ class TrainingDisplay:
         table = Table.grid(padding=(0, 1))
         rows = max(4, self.console.height - 5)
         scale = max(float(event.weights_K.max()), float(self.prior_K.max()))
-        shown = np.argsort(-event.weights_K, kind="stable")[:rows] if len(self.domains) > rows else range(len(self.domains))
+        shown = (
+            np.argsort(-event.weights_K, kind="stable")[:rows] if len(self.domains) > rows else range(len(self.domains))
+        )
         for index in shown:
             weight, prior = float(event.weights_K[index]), float(self.prior_K[index])
             change = weight - prior

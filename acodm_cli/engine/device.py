@@ -22,7 +22,7 @@ class Compute:
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)  # type: ignore[return-value]
+        return torch.autocast(self.device.type, self.dtype)
 
     @property
     def label(self) -> str:

@@ -40,9 +40,9 @@ class NormReader:
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks: the longest module list."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     assert lists, "the model has no list of blocks"
-    return list(max(lists, key=len))
+    return max(lists, key=len)
 
 
 def _square_weight(block: nn.Module) -> Tensor:

@@ -173,8 +173,8 @@ class Trainer:
             pairs = zip(self.corpus.names, losses_K, strict=True)
             losses = ", ".join(f"{name} {loss:.3g}" for name, loss in pairs)
             raise AcodmError(
-                f"the loss or gradient of step {self.step + 1} is not finite (losses: {losses}; gradient norm {norm:.3g}); "
-                "lower --lr, or resume from the last checkpoint"
+                f"the loss or gradient of step {self.step + 1} is not finite (losses: {losses}; gradient norm "
+                f"{norm:.3g}); lower --lr, or resume from the last checkpoint"
             )
         lr = learning_rate(self.step, settings.steps, settings.lr, settings.lr_warmup)
         for group in self.optimizer.param_groups:
@@ -253,7 +253,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.mixer.load_state_dict(state["mixer"])
         self.sampler.load_state_dict(state["sampler"])
-        fields = state["observation"].items()
-        self.observation = Observation(**{k: v.numpy() if isinstance(v, Tensor) else v for k, v in fields})
+        fields: dict[str, Any] = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["observation"].items()}
+        self.observation = Observation(**fields)
         self.norms.restore(torch.from_numpy(self.observation.initial_norms_L))
         self.step = self.observation.step

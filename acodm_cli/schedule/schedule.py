@@ -32,7 +32,13 @@ MAX_POLICY_BASE64_BYTES = 384 * 2**20
 MAX_DOMAINS = 10_000
 SIMPLEX_TOLERANCE = 1e-3
 
-DOMAIN_COLUMNS = {"weight": np.float32, "samples": np.int32, "loss": np.float32, "reward": np.float32, "validation_loss": np.float32}
+DOMAIN_COLUMNS = {
+    "weight": np.float32,
+    "samples": np.int32,
+    "loss": np.float32,
+    "reward": np.float32,
+    "validation_loss": np.float32,
+}
 STEP_COLUMNS = (
     "train_loss",
     "learning_rate",
@@ -135,6 +141,8 @@ class Schedule:
         Raises:
             ScheduleError: not there, not a schedule of this format version, truncated, or inconsistent.
         """
+        if not path.is_file():
+            raise ScheduleError(f"schedule {path} does not exist or is a folder; give a .parquet file")
         try:
             # Without the limit, a crafted footer could ask for any amount of memory.
             limits = {"thrift_string_size_limit": MAX_POLICY_BASE64_BYTES, "thrift_container_size_limit": 10_000_000}
@@ -142,8 +150,6 @@ class Schedule:
                 info = _read_info(file, path)
                 _check_columns(file.schema_arrow, path)
                 table = file.read()
-        except (FileNotFoundError, IsADirectoryError):
-            raise ScheduleError(f"schedule {path} does not exist or is a folder; give a .parquet file") from None
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             raise ScheduleError(f"{path} is not a readable Parquet file ({reason}); make or copy it again") from None
@@ -161,7 +167,9 @@ def _read_info(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
     if raw is None:
         raise ScheduleError(f"{path} is Parquet, but not an acodm schedule: it has no acodm metadata")
     if len(raw) > MAX_METADATA_BYTES:
-        raise ScheduleError(f"{path}: its metadata is larger than {MAX_METADATA_BYTES >> 20} MiB; not a usable schedule")
+        raise ScheduleError(
+            f"{path}: its metadata is larger than {MAX_METADATA_BYTES >> 20} MiB; not a usable schedule"
+        )
     try:
         info = json.loads(raw)
         if not isinstance(info, dict):
@@ -170,10 +178,12 @@ def _read_info(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
         raise ScheduleError(f"{path}: its acodm metadata is not valid JSON ({error})") from None
     version = info.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise ScheduleError(f"{path} has format version {version!r}, this acodm reads version {FORMAT_VERSION}; update acodm")
-    domains = info.get("domains")
-    valid = isinstance(domains, list) and 1 <= len(domains) <= MAX_DOMAINS and all(isinstance(d, str) for d in domains)
-    if not valid or len(set(domains)) != len(domains):
+        raise ScheduleError(
+            f"{path} has format version {version!r}, this acodm reads version {FORMAT_VERSION}; update acodm"
+        )
+    domains: Any = info.get("domains")
+    strings = isinstance(domains, list) and all(isinstance(name, str) for name in domains)
+    if not strings or not 1 <= len(domains) <= MAX_DOMAINS or len(set(domains)) != len(domains):
         raise ScheduleError(f"{path}: its metadata does not list distinct domain names; not a usable schedule")
     return info
 
@@ -181,7 +191,9 @@ def _read_info(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
 def _check_columns(schema: pa.Schema, path: Path) -> None:
     if set(schema.names) != set(SCHEMA.names) or len(schema.names) != len(SCHEMA.names):
         odd = sorted(set(schema.names) ^ set(SCHEMA.names)) or sorted(schema.names)
-        raise ScheduleError(f"{path}: missing or unknown columns ({', '.join(odd)}); not a version {FORMAT_VERSION} schedule")
+        raise ScheduleError(
+            f"{path}: missing or unknown columns ({', '.join(odd)}); not a version {FORMAT_VERSION} schedule"
+        )
     for expected in SCHEMA:
         found = schema.field(expected.name).type
         if expected.name == "domain":

@@ -60,9 +60,7 @@ class ReplayBuffer:
             column[: len(self)] = saved
 
 
-def critic_target(
-    rewards_NK: Tensor, gamma: float, next_weights_NK: Tensor, target_values: list[Tensor]
-) -> Tensor:
+def critic_target(rewards_NK: Tensor, gamma: float, next_weights_NK: Tensor, target_values: list[Tensor]) -> Tensor:
     """y = r + γ Q̄(s', μ̄(s')). With twin critics, the one that values the next action less. [N, K]"""
     values = torch.stack([(next_weights_NK * value_NK).sum(dim=-1) for value_NK in target_values])
     least = values.argmin(dim=0)
@@ -127,8 +125,8 @@ class Agent:
         self.critics = nn.ModuleList(critics)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=settings.actor_lr)
-        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=settings.critic_lr)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=settings.actor_lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=settings.critic_lr, fused=True)
         self.normalizer = RunningNormalizer(state_size)
         self.replay = ReplayBuffer(settings.replay_capacity, state_size, len(prior_K))
         self.exploration = Exploration(len(prior_K), settings.noise_correlation)

@@ -29,9 +29,7 @@ class AcOdmLearner:
     name = "ac-odm"
     needs_gram = True
 
-    def __init__(
-        self, prior_K: Array, settings: AgentSettings, seed: int, initial: FrozenPolicy | None = None
-    ) -> None:
+    def __init__(self, prior_K: Array, settings: AgentSettings, seed: int, initial: FrozenPolicy | None = None) -> None:
         self.agent_settings = settings
         self.depths = settings.relative_depths()
         size = state_size(len(prior_K), settings.depths)

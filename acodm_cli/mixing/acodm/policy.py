@@ -101,7 +101,10 @@ def _actor_settings(value: Any, base: AgentSettings) -> AgentSettings:
         and 1 <= value["layers"] <= MAX_LAYERS
         and 1 <= value["depths"] <= MAX_DEPTHS
         and all(isinstance(value[name], (int, float)) and 0 <= value[name] < 1 for name in ("floor_share", "smoothing"))
-        and (value["logit_bound"] is None or (isinstance(value["logit_bound"], (int, float)) and value["logit_bound"] > 0))
+        and (
+            value["logit_bound"] is None
+            or (isinstance(value["logit_bound"], (int, float)) and value["logit_bound"] > 0)
+        )
     )
     if not valid:
         raise ScheduleError("the schedule's policy has settings that acodm does not know; use --mode replay")
@@ -111,7 +114,9 @@ def _actor_settings(value: Any, base: AgentSettings) -> AgentSettings:
 def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     if set(tensors) != set(expected):
         odd = sorted(set(tensors) ^ set(expected))[:3]
-        raise ScheduleError(f"the schedule's policy has missing or unknown tensors ({', '.join(odd)}); use --mode replay")
+        raise ScheduleError(
+            f"the schedule's policy has missing or unknown tensors ({', '.join(odd)}); use --mode replay"
+        )
     for name, tensor in tensors.items():
         shape, dtype = tuple(expected[name].shape), expected[name].dtype
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
@@ -120,7 +125,9 @@ def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> N
                 "use --mode replay"
             )
         if not tensor.isfinite().all():
-            raise ScheduleError(f"the schedule's policy tensor {name} has values that are not finite; use --mode replay")
+            raise ScheduleError(
+                f"the schedule's policy tensor {name} has values that are not finite; use --mode replay"
+            )
 
 
 class FrozenPolicy:

@@ -1,0 +1,136 @@
+"""The Gram matrix from the one backward pass equals the one from K autograd passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from acodm_cli.alignment.probe import ExactProbe, select_linear_layers
+from acodm_cli.engine.evaluate import IGNORED, token_losses
+from acodm_cli.engine.models import build_model, model_config
+from acodm_cli.errors import UsageError
+from tests.alignment.reference import domain_gradients, tokens_per_domain
+
+NUM_DOMAINS = 5
+CPU = torch.device("cpu")
+
+
+def make_model(name: str = "pythia-14m") -> nn.Module:
+    return build_model(model_config(name, 256, 16), seed=0, device=CPU)
+
+
+def make_batch(missing: bool, mixed_lengths: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    tokens_BS = torch.randint(256, (9, 17), generator=generator)
+    domains_B = torch.tensor([0, 3, 1, 2, 0, 4, 3, 0, 1])
+    if missing:
+        domains_B[domains_B == 3] = 4
+    labels_BT = tokens_BS[:, 1:].clone()
+    if mixed_lengths:
+        for row in range(len(labels_BT)):
+            labels_BT[row, 4 + row :] = IGNORED
+    return tokens_BS, labels_BT, domains_B
+
+
+def one_pass_gram(
+    model: nn.Module,
+    layers: dict[str, nn.Linear],
+    tokens_BS: torch.Tensor,
+    labels_BT: torch.Tensor,
+    domains_B: torch.Tensor,
+    micro_batch: int,
+) -> torch.Tensor:
+    probe = ExactProbe(layers, NUM_DOMAINS)
+    total = (labels_BT != IGNORED).sum()
+    for start in range(0, len(tokens_BS), micro_batch):
+        rows = slice(start, start + micro_batch)
+        probe.begin(domains_B[rows])
+        (token_losses(model, tokens_BS[rows, :-1], labels_BT[rows]).sum() / total).backward()
+    gram_KK = probe.gram(tokens_per_domain(labels_BT, domains_B, NUM_DOMAINS))
+    probe.remove()
+    return gram_KK
+
+
+@pytest.mark.parametrize("model_name", ["pythia-14m", "llama-tiny"])
+@pytest.mark.parametrize("layers_rule", ["mlp", "attention", "unembedding", "all"])
+@pytest.mark.parametrize("micro_batch", [9, 4])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("mixed_lengths", [False, True])
+def test_equals_autograd(
+    model_name: str, layers_rule: str, micro_batch: int, missing: bool, mixed_lengths: bool
+) -> None:
+    model = make_model(model_name)
+    layers = select_linear_layers(model, layers_rule)
+    tokens_BS, labels_BT, domains_B = make_batch(missing, mixed_lengths)
+    weights = [layer.weight for layer in layers.values()]
+    gradients_KP = domain_gradients(model, weights, tokens_BS, labels_BT, domains_B, NUM_DOMAINS)
+    expected_KK = gradients_KP @ gradients_KP.T
+
+    gram_KK = one_pass_gram(model, layers, tokens_BS, labels_BT, domains_B, micro_batch)
+
+    assert (gram_KK - expected_KK).abs().max() <= 1e-5 * expected_KK.abs().max()
+    if missing:
+        assert (gram_KK[3] == 0).all()
+        assert (gram_KK[:, 3] == 0).all()
+
+
+def test_model_gradient_is_untouched() -> None:
+    tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
+    plain, watched = make_model(), make_model()
+    (token_losses(plain, tokens_BS[:, :-1], labels_BT).sum() / labels_BT.numel()).backward()
+    one_pass_gram(watched, select_linear_layers(watched, "all"), tokens_BS, labels_BT, domains_B, 9)
+    for expected, found in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert expected.grad is not None
+        assert found.grad is not None
+        assert torch.equal(expected.grad, found.grad)
+
+
+def test_one_forward_and_one_backward() -> None:
+    """Watching adds no pass: each layer runs forward once per micro-batch, and backward once."""
+    model = make_model()
+    calls = {"forward": 0, "backward": 0}
+    block = select_linear_layers(model, "mlp")["gpt_neox.layers.0.mlp.dense_h_to_4h"]
+    block.register_forward_hook(lambda *_: calls.__setitem__("forward", calls["forward"] + 1))
+    block.register_full_backward_hook(lambda *_: calls.__setitem__("backward", calls["backward"] + 1))
+    tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
+    one_pass_gram(model, select_linear_layers(model, "all"), tokens_BS, labels_BT, domains_B, 4)
+    assert calls == {"forward": 3, "backward": 3}
+
+
+def test_second_step_starts_afresh() -> None:
+    model = make_model()
+    layers = select_linear_layers(model, "mlp")
+    batch = make_batch(missing=False, mixed_lengths=False)
+    first = one_pass_gram(model, layers, *batch, 9)
+    assert torch.equal(first, one_pass_gram(model, layers, *batch, 9))
+
+
+def test_bf16_is_close() -> None:
+    model = make_model()
+    layers = select_linear_layers(model, "all")
+    batch = make_batch(missing=False, mixed_lengths=False)
+    exact = one_pass_gram(model, layers, *batch, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = one_pass_gram(model, layers, *batch, 9)
+    assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_selection_by_pattern_and_its_error() -> None:
+    model = make_model()
+    assert list(select_linear_layers(model, "*.1.mlp.dense_4h_to_h")) == ["gpt_neox.layers.1.mlp.dense_4h_to_h"]
+    assert len(select_linear_layers(model, "mlp,unembedding")) == 13
+    assert len(select_linear_layers(model, "all")) == 25
+    with pytest.raises(UsageError, match="selects no linear layer"):
+        select_linear_layers(model, "convolution")
+
+
+@pytest.mark.gpu
+def test_gradients_stay_on_the_device() -> None:
+    model = make_model().cuda()
+    layers = select_linear_layers(model, "all")
+    probe = ExactProbe(layers, NUM_DOMAINS)
+    tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
+    probe.begin(domains_B)
+    (token_losses(model, tokens_BS[:, :-1].cuda(), labels_BT.cuda()).sum() / labels_BT.numel()).backward()
+    assert all(virtual.grad is not None and virtual.grad.is_cuda for virtual in probe._virtual.values())

@@ -1,0 +1,92 @@
+"""A small generated corpus and its tokenizer: no network, no files of anyone else."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from acodm_cli.corpus.corpus import Corpus, open_corpus
+
+DOMAINS = ("arithmetic", "code", "prose", "tables")
+
+
+def generate_documents(domain: str, count: int, seed: int) -> list[str]:
+    generator = random.Random(f"{domain} {seed}")
+    words = [
+        "".join(random.Random(f"{domain} {i}").choices("abcdefghijklmnop", k=generator.randint(3, 7))) for i in range(80)
+    ]
+    documents = []
+    for _ in range(count):
+        lines = []
+        for _ in range(12):
+            a, b = generator.randrange(100), generator.randrange(100)
+            chosen = generator.choices(words, k=6)
+            if domain == "arithmetic":
+                lines.append(f"{a} + {b} = {a + b}")
+            elif domain == "code":
+                lines.append(f"def {chosen[0]}({chosen[1]}):\n    return {chosen[1]} * {a}")
+            elif domain == "tables":
+                lines.append(f"| {chosen[0]} | {a} | {b} |")
+            else:
+                lines.append(" ".join(chosen) + ".")
+        documents.append("\n".join(lines))
+    return documents
+
+
+def write_corpus(folder: Path, domains: tuple[str, ...] = DOMAINS, documents: int = 120) -> Path:
+    for index, domain in enumerate(domains):
+        (folder / domain).mkdir(parents=True)
+        for split, count, seed in (("train", documents, 0), ("validation", documents // 4, 1)):
+            records = [json.dumps({"text": text}) for text in generate_documents(domain, count, seed)]
+            if index % 2:
+                with gzip.open(folder / domain / f"{split}.jsonl.gz", "wt") as file:
+                    file.write("\n".join(records) + "\n")
+            else:
+                (folder / domain / f"{split}.jsonl").write_text("\n".join(records) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with four domains, some compressed."""
+    return write_corpus(tmp_path_factory.mktemp("data") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text for d in DOMAINS for text in generate_documents(d, 40, 0)], trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def corpus(data: Path, tokenizer_file: Path, cache: Path) -> Corpus:
+    return open_corpus(str(data), str(tokenizer_file), str(cache))
+
+
+@pytest.fixture(autouse=True)
+def _skip_without_gpu(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from acodm_cli.engine.models import PRESETS, build_model, model_config, parameter_counts
+from acodm_cli.errors import UsageError
+
+# Biderman et al. 2023 (2304.01373), and the model cards of 14m and 31m.
+PUBLISHED = {
+    "pythia-14m": (50304, 1_189_888),
+    "pythia-31m": (50304, 4_739_072),
+    "pythia-70m": (50304, 18_915_328),
+    "pythia-160m": (50304, 85_056_000),
+    "pythia-410m": (50304, 302_311_424),
+    "pythia-1b": (50304, 805_736_448),
+    "pythia-1.4b": (50304, 1_208_602_624),
+    "pythia-2.8b": (50304, 2_517_652_480),
+    "pythia-6.9b": (50432, 6_444_163_072),
+    "pythia-12b": (50688, 11_327_027_200),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameter_counts(name: str) -> None:
+    vocabulary, non_embedding = PUBLISHED[name]
+    config = model_config(name, vocabulary, 1024)
+    total, counted = parameter_counts(config)
+    assert counted == non_embedding
+    assert total == non_embedding + 2 * vocabulary * PRESETS[name].hidden
+    assert config.max_position_embeddings == 2048
+
+
+def test_llama_sizes() -> None:
+    assert 0.85e9 < parameter_counts(model_config("llama-0.9b", 32000, 1024))[0] < 0.95e9
+    assert 155e6 < parameter_counts(model_config("llama-160m", 50304, 1024))[0] < 170e6
+
+
+def test_seed_decides_the_weights() -> None:
+    config = model_config("pythia-14m", 256, 64)
+    first, again, other = (build_model(config, seed, torch.device("cpu")) for seed in (0, 0, 1))
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+def test_unknown_models() -> None:
+    with pytest.raises(UsageError, match="did you mean pythia-160m"):
+        model_config("pythia-150m", 256, 64)
+    with pytest.raises(UsageError, match=r"known: pythia-14m"):
+        model_config("gpt5", 256, 64)
+    with pytest.raises(UsageError, match="cannot load the configuration"):
+        model_config("./no/such/folder", 256, 64)
+
+
+def test_configuration_from_a_folder(tmp_path: Path) -> None:
+    model_config("llama-tiny", 999, 64).save_pretrained(tmp_path)
+    config = model_config(str(tmp_path), 256, 4096)
+    assert (config.vocab_size, config.max_position_embeddings, config.num_hidden_layers) == (256, 4096, 6)

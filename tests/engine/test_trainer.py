@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from acodm_cli.alignment.probe import select_linear_layers
+from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.engine.device import choose_compute
+from acodm_cli.engine.models import build_model, model_config
+from acodm_cli.engine.optimizer import learning_rate
+from acodm_cli.engine.trainer import Trainer, TrainSettings
+from acodm_cli.errors import AcodmError
+from acodm_cli.mixing.acodm.learner import AcOdmLearner
+from acodm_cli.mixing.acodm.policy import load_policy
+from acodm_cli.mixing.acodm.settings import DEFAULT
+from acodm_cli.mixing.mixer import Mixer, StaticMixer, uniform_weights
+
+SEQ_LEN = 32
+
+
+def make_trainer(
+    corpus: Corpus, mixer: Mixer, steps: int = 6, batch: int = 8, micro_batch: int = 8, model: str = "pythia-14m"
+) -> Trainer:
+    compute = choose_compute("cpu", "fp32")
+    built = build_model(model_config(model, corpus.tokenizer.padded_vocab_size, SEQ_LEN), 0, compute.device)
+    settings = TrainSettings(
+        steps=steps,
+        batch=batch,
+        micro_batch=micro_batch,
+        seq_len=SEQ_LEN,
+        lr=1e-3,
+        lr_warmup=0.1,
+        weight_decay=0.1,
+        clip=1.0,
+        seed=0,
+        validate_every=3,
+        validation_sequences=2,
+    )
+    layers = select_linear_layers(built, "all") if mixer.needs_gram else None
+    return Trainer(built, corpus, mixer, settings, compute, layers)
+
+
+def static(depths: tuple[float, ...] = ()) -> StaticMixer:
+    return StaticMixer(np.array([0.4, 0.3, 0.2, 0.1]), depths=depths)
+
+
+def test_learns_and_reports(corpus: Corpus) -> None:
+    trainer = make_trainer(corpus, AcOdmLearner(uniform_weights(4), DEFAULT, seed=0), steps=30)
+    events = list(trainer.steps())
+    assert [event.step for event in events] == list(range(1, 31))
+    assert events[-1].tokens == 30 * 8 * SEQ_LEN
+    assert events[-1].train_loss < events[0].train_loss - 0.5
+    validated = [event.step for event in events if event.validation_K is not None]
+    assert validated == [1, *range(3, 31, 3)]
+    for event in events:
+        assert event.samples_K.sum() == 8
+        assert event.weights_K.sum() == pytest.approx(1, abs=1e-6)
+        assert (np.isnan(event.losses_K) == (event.samples_K == 0)).all()
+        assert event.self_energy > 0
+        weighted = np.nansum(event.losses_K * event.samples_K) / 8
+        assert weighted == pytest.approx(event.train_loss, rel=1e-6)
+    assert {event.report.phase for event in events} == {"warm-up", "learning"}
+
+
+def test_micro_batches_change_nothing(corpus: Corpus) -> None:
+    runs = []
+    for micro_batch in (8, 3):
+        learner = AcOdmLearner(uniform_weights(4), DEFAULT, seed=0)
+        runs.append(list(make_trainer(corpus, learner, steps=12, micro_batch=micro_batch).steps()))
+    for whole, parts in zip(*runs, strict=True):
+        assert whole.train_loss == pytest.approx(parts.train_loss, rel=1e-4)
+        assert whole.interaction_energy == pytest.approx(parts.interaction_energy, rel=1e-2, abs=1e-4)
+        assert np.allclose(whole.weights_K, parts.weights_K, atol=1e-3)
+
+
+def test_state_continues_bit_for_bit(corpus: Corpus) -> None:
+    def learner() -> AcOdmLearner:
+        return AcOdmLearner(uniform_weights(4), DEFAULT, seed=0)
+
+    whole = make_trainer(corpus, learner(), steps=24)
+    expected = list(whole.steps())
+    first = make_trainer(corpus, learner(), steps=24)
+    for event in first.steps():
+        if event.step == 15:
+            break
+    second = make_trainer(corpus, learner(), steps=24)
+    second.load_state_dict(first.state_dict())
+    for resumed, original in zip(second.steps(), expected[15:], strict=True):
+        assert resumed.train_loss == original.train_loss
+        assert np.array_equal(resumed.weights_K, original.weights_K)
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_not_finite_stops_before_the_optimizer(corpus: Corpus) -> None:
+    trainer = make_trainer(corpus, static())
+    steps = trainer.steps()
+    next(steps)
+    with torch.no_grad():
+        trainer.model.get_output_embeddings().weight[0, 0] = math.nan  # type: ignore[operator]
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(AcodmError, match="step 2 is not finite .*arithmetic nan"):
+        next(steps)
+    for a, b in zip(before, trainer.model.parameters(), strict=True):
+        assert torch.equal(a, b.nan_to_num()) or torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def test_learning_rate_schedule() -> None:
+    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+
+
+def test_policy_of_six_layers_drives_twelve_without_domain_gradients(corpus: Corpus) -> None:
+    """In policy mode the model runs its own layers: no per-domain gradient is computed anywhere."""
+    learner = AcOdmLearner(uniform_weights(4), DEFAULT, seed=0)
+    proxy = make_trainer(corpus, learner, steps=30)
+    list(proxy.steps())
+    policy = load_policy(learner.policy_bytes(corpus.names), corpus.names, DEFAULT)
+    compute = choose_compute("cpu", "fp32")
+    config = model_config("pythia-14m", corpus.tokenizer.padded_vocab_size, SEQ_LEN)
+    config.num_hidden_layers = 12
+    target = build_model(config, 0, compute.device)
+    trainer = Trainer(target, corpus, policy, make_trainer(corpus, static()).settings, compute)
+
+    nodes: set[str] = set()
+
+    def record(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        if output.grad_fn is not None:
+            nodes.add(type(output.grad_fn).__name__)
+
+    for layer in select_linear_layers(target, "all").values():
+        layer.register_forward_hook(record)
+    events = list(trainer.steps())
+    assert nodes
+    assert not any("PerDomain" in name for name in nodes)
+    assert all(math.isnan(event.interaction_energy) for event in events)
+    assert len({tuple(event.weights_K) for event in events}) == len(events)  # it follows the live state
+
+    # The same watch sees them where they are computed.
+    nodes.clear()
+    for layer in select_linear_layers(proxy.model, "all").values():
+        layer.register_forward_hook(record)
+    proxy.step, proxy.settings = 0, make_trainer(corpus, static()).settings
+    next(proxy.steps())
+    assert any("PerDomain" in name for name in nodes)

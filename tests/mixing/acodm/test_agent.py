@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from acodm_cli.mixing.acodm.agent import Agent, actor_objective, critic_target
+from acodm_cli.mixing.acodm.networks import Actor
+from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER, AgentSettings, agent_settings
+from acodm_cli.errors import UsageError
+
+STATE = 12
+
+
+def snapshot(module: nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def fill(agent: Agent, count: int, num_domains: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(count):
+        state_S = torch.randn(STATE, generator=generator, dtype=torch.float64)
+        agent.normalizer.update(state_S.numpy())
+        action_K = torch.softmax(torch.randn(num_domains, generator=generator), 0)
+        reward_K = torch.randn(num_domains, generator=generator)
+        agent.replay.add(state_S, action_K, reward_K, state_S + 0.1)
+
+
+def distance_after(settings: AgentSettings, num_domains: int, seed: int, updates: int) -> tuple[float, float]:
+    """L1 distance to w* before and after `updates` on the identity task: reward -‖w - w*‖² for every domain."""
+    generator = torch.Generator().manual_seed(seed)
+    prior_K = torch.full((num_domains,), 1 / num_domains)
+    best_K = torch.softmax(0.5 * torch.randn(num_domains, generator=generator), 0)
+    agent = Agent(STATE, prior_K, settings, seed)
+    state_S = torch.zeros(STATE, dtype=torch.float64)
+    agent.normalizer.update(state_S.numpy())
+    step = 0
+    while agent.updates < updates:
+        warming_up = step < 20
+        noise = settings.warmup_noise if warming_up else settings.noise
+        action_K = agent.act(state_S, "prior" if warming_up else "actor", noise)
+        next_state_S = torch.zeros(STATE, dtype=torch.float64)
+        next_state_S[0] = step / updates
+        reward_K = -((action_K - best_K) ** 2).sum().expand(num_domains)
+        agent.normalizer.update(next_state_S.numpy())
+        agent.replay.add(state_S, action_K, reward_K, next_state_S)
+        state_S, step = next_state_S, step + 1
+        if not warming_up:
+            agent.update()
+    with torch.no_grad():
+        learned_K = agent.actor(agent.normalizer(state_S))
+    return float((prior_K - best_K).abs().sum()), float((learned_K - best_K).abs().sum())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_default_learns_the_identity_task(seed: int) -> None:
+    before, after = distance_after(replace(DEFAULT, gamma=0.0), 5, seed, updates=400)
+    assert after < 0.1, (before, after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0])
+def test_paper_moves_toward_the_optimum(seed: int) -> None:
+    before, after = distance_after(replace(PAPER, gamma=0.0), 5, seed, updates=400)
+    assert after < 0.75 * before, (before, after)
+
+
+@pytest.mark.parametrize("preset", [DEFAULT, PAPER], ids=["default", "paper"])
+def test_every_network_moves_and_targets_follow_by_tau(preset: AgentSettings) -> None:
+    settings = replace(preset, actor_delay=1, batch_size=16, replay_capacity=64, hidden=32, layers=2)
+    agent = Agent(STATE, torch.full((4,), 0.25), settings, seed=0)
+    fill(agent, 40, 4)
+    before = {name: snapshot(getattr(agent, name)) for name in ("actor", "critics", "target_actor", "target_critics")}
+    # The critic's last layer starts at zero: its first update moves only that layer, the second moves all.
+    for _ in range(3):
+        previous_target = snapshot(agent.target_actor), snapshot(agent.target_critics)
+        agent.update()
+    for name, old in before.items():
+        assert all(not torch.equal(a, b) for a, b in zip(old, snapshot(getattr(agent, name)), strict=True)), name
+    pairs = ((agent.target_actor, agent.actor), (agent.target_critics, agent.critics))
+    for old, (target, source) in zip(previous_target, pairs, strict=True):
+        for earlier, now, online in zip(old, target.parameters(), source.parameters(), strict=True):
+            assert torch.allclose(now, (1 - settings.tau) * earlier + settings.tau * online, atol=1e-7)
+
+
+def test_actor_update_leaves_no_gradient_in_the_critic() -> None:
+    agent = Agent(STATE, torch.full((4,), 0.25), replace(DEFAULT, actor_delay=1), seed=0)
+    fill(agent, 40, 4)
+    agent.update()
+    assert all(parameter.grad is None for parameter in agent.critics.parameters())
+
+
+def test_starts_at_exactly_the_prior() -> None:
+    prior_K = torch.tensor([0.6, 0.3, 0.099, 0.001])
+    for settings in (DEFAULT, PAPER):
+        actor = Actor(STATE, prior_K, settings)
+        assert torch.allclose(actor(torch.randn(3, STATE)), prior_K.expand(3, 4), atol=1e-7)
+
+
+def test_actions_stay_on_the_simplex_above_their_floor() -> None:
+    prior_K = torch.tensor([0.6, 0.3, 0.099, 0.001])
+    for settings in (DEFAULT, PAPER):
+        agent = Agent(STATE, prior_K, settings, seed=0)
+        for step in range(50):
+            weights_K = agent.act(torch.randn(STATE, dtype=torch.float64), "actor" if step % 2 else "prior", 3.0)
+            assert weights_K.sum() == pytest.approx(1, abs=1e-5)
+            assert (weights_K >= settings.floor_share * prior_K - 1e-7).all()
+
+
+def test_critic_target_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    first = torch.tensor([[4.0, 2.0], [1.0, 9.0]])
+    second = torch.tensor([[2.0, 2.0], [3.0, 0.0]])  # values the first action less, the second more
+    assert critic_target(rewards, 0.5, weights, [first]).tolist() == [[3.0, 3.0], [0.5, 4.5]]
+    assert critic_target(rewards, 0.5, weights, [first, second]).tolist() == [[2.0, 3.0], [0.5, 4.5]]
+
+
+def test_objective_weights_values_by_the_action() -> None:
+    weights = torch.tensor([[0.2, 0.8]])
+    assert actor_objective(weights, torch.tensor([[5.0, 10.0]])).item() == pytest.approx(9.0)
+
+
+def test_state_dict_continues_exactly() -> None:
+    def make() -> Agent:
+        return Agent(STATE, torch.full((4,), 0.25), DEFAULT, seed=0)
+
+    original = make()
+    fill(original, 40, 4)
+    original.update()
+    original.act(torch.ones(STATE, dtype=torch.float64), "actor", 0.3)
+    resumed = make()
+    resumed.load_state_dict(copy.deepcopy(original.state_dict()))
+    for agent in (original, resumed):
+        for _ in range(3):
+            agent.update()
+    state_S = torch.ones(STATE, dtype=torch.float64)
+    assert torch.equal(original.act(state_S, "actor", 0.3), resumed.act(state_S, "actor", 0.3))
+
+
+def test_options_are_checked() -> None:
+    changed = agent_settings("default", {"gamma": "0.9", "logit_bound": "none", "huber": "false", "hidden": "64"})
+    assert (changed.gamma, changed.logit_bound, changed.huber, changed.hidden) == (0.9, None, False, 64)
+    for options in ({"gama": "1"}, {"hidden": "big"}, {"huber": "yes"}, {"noise_space": "ether"}):
+        with pytest.raises(UsageError):
+            agent_settings("default", options)
