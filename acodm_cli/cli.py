@@ -261,10 +261,10 @@ def _pairs(options: list[str] | None) -> dict[str, str] | None:
     return pairs or None
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Entry point: known errors become one line and their exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except AcodmError as error:
         code = _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

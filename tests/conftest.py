@@ -20,7 +20,8 @@ DOMAINS = ("arithmetic", "code", "prose", "tables")
 def generate_documents(domain: str, count: int, seed: int) -> list[str]:
     generator = random.Random(f"{domain} {seed}")
     words = [
-        "".join(random.Random(f"{domain} {i}").choices("abcdefghijklmnop", k=generator.randint(3, 7))) for i in range(80)
+        "".join(random.Random(f"{domain} {i}").choices("abcdefghijklmnop", k=generator.randint(3, 7)))
+        for i in range(80)
     ]
     documents = []
     for _ in range(count):

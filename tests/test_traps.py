@@ -120,9 +120,7 @@ def test_trap_6_default_layers_see_the_full_gradient(corpus: Corpus) -> None:
     for _ in range(6):
         batch = trainer.sampler.draw(uniform_weights(4))
         labels_BT = batch.tokens_BS[:, 1:]
-        everything = domain_gradients(
-            model, list(model.parameters()), batch.tokens_BS, labels_BT, batch.domains_B, 4
-        )
+        everything = domain_gradients(model, list(model.parameters()), batch.tokens_BS, labels_BT, batch.domains_B, 4)
         truths.append(gradient_alignment((everything @ everything.T).numpy()))
         for name, rule in selections.items():
             weights = [layer.weight for layer in select_linear_layers(model, rule).values()]

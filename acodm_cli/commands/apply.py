@@ -22,12 +22,14 @@ def run_apply(settings: RunSettings, explicit: set[str], out: Path, resuming: bo
     schedule = Schedule.read(Path(settings.schedule)) if settings.schedule else None
     if not resuming:
         settings = _complete(settings, explicit, schedule)
-        files.begin(settings, force)
+        files.check(settings, force)
     with StopRequest().installed() as stop:
         run = prepare(settings, files, schedule, console)
         print_title(console, run.info(), run.compute.label)
         if resuming:
             resume(run, console)
+        else:
+            files.begin(settings)
         say_how_long(run, console)
         train(run, stop, console)
         record = finish(run)

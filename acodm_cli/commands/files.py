@@ -28,14 +28,18 @@ class RunFiles:
     def settings(self) -> Path:
         return self.folder / "run.json"
 
-    def begin(self, settings: RunSettings, force: bool) -> None:
-        """Claim the paths of a new run.
+    def check(self, settings: RunSettings, force: bool) -> None:
+        """Whether a new run may write here; nothing is changed yet.
 
         Raises:
             UsageError: something there would be overwritten, or the place cannot be written.
         """
         if self.out.suffix != ".parquet":
             raise UsageError(f"--out {self.out} must end in .parquet")
+        if self.out.is_dir():
+            raise UsageError(f"--out {self.out} is a folder; give a file name")
+        if settings.schedule and Path(settings.schedule).resolve() == self.out.resolve():
+            raise UsageError(f"--out {self.out} is the schedule itself; give another --out for the record of this run")
         model = Path(settings.save_model) if settings.save_model else None
         if not force:
             if self.out.exists():
@@ -46,19 +50,18 @@ class RunFiles:
                 )
             if model is not None and model.exists():
                 raise UsageError(f"{model} exists; use --force to replace it, or another --save-model")
-        try:
-            for parent in {self.out.absolute().parent, (model or self.out).absolute().parent}:
+        for parent in {self.out.absolute().parent, (model or self.out).absolute().parent}:
+            try:
                 with tempfile.TemporaryFile(dir=parent):
                     pass
-            if self.out.is_dir():
-                raise UsageError(f"--out {self.out} is a folder; give a file name")
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir()
-            self.settings.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {error.filename or self.out}: {error.strerror}; choose another --out"
-            ) from None
+            except OSError as error:
+                raise UsageError(f"cannot write in {parent}: {error.strerror}; choose another place") from None
+
+    def begin(self, settings: RunSettings) -> None:
+        """Claim the paths of a new run that is ready to train; what `check` let pass is replaced."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        self.settings.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
 
     def resumable_settings(self) -> RunSettings:
         """Raises UsageError if there is no unfinished run to continue."""

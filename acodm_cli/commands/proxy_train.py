@@ -15,12 +15,14 @@ def run_proxy_train(settings: RunSettings, out: Path, resuming: bool, force: boo
     console = make_console()
     files = RunFiles(out)
     if not resuming:
-        files.begin(settings, force)
+        files.check(settings, force)
     with StopRequest().installed() as stop:
         run = prepare(settings, files, None, console)
         print_title(console, run.info(), run.compute.label)
         if resuming:
             resume(run, console)
+        else:
+            files.begin(settings)
         say_how_long(run, console)
         train(run, stop, console)
         schedule = finish(run)

@@ -9,7 +9,12 @@ from acodm_cli.engine.evaluate import IGNORED, token_losses
 
 
 def domain_gradients(
-    model: nn.Module, parameters: list[Tensor], tokens_BS: Tensor, labels_BT: Tensor, domains_B: Tensor, num_domains: int
+    model: nn.Module,
+    parameters: list[Tensor],
+    tokens_BS: Tensor,
+    labels_BT: Tensor,
+    domains_B: Tensor,
+    num_domains: int,
 ) -> Tensor:
     """G: gradient of each domain's mean token loss, zero rows for absent domains. [K, P], float64"""
     size = sum(parameter.numel() for parameter in parameters)

@@ -47,8 +47,8 @@ def test_seed_decides_the_weights() -> None:
 
 
 def test_unknown_models() -> None:
-    with pytest.raises(UsageError, match="did you mean pythia-160m"):
-        model_config("pythia-150m", 256, 64)
+    with pytest.raises(UsageError, match="did you mean pythia-1b"):
+        model_config("pythia-1bb", 256, 64)
     with pytest.raises(UsageError, match=r"known: pythia-14m"):
         model_config("gpt5", 256, 64)
     with pytest.raises(UsageError, match="cannot load the configuration"):

@@ -75,7 +75,7 @@ def test_three_readers_agree(path: Path) -> None:
     polars_wide = pl.read_parquet(path).pivot(on="domain", index="step", values="weight")
     assert np.array_equal(polars_wide.select("web", "code", "books").to_numpy(), expected)
     query = f"pivot (select step, domain::varchar as domain, weight from '{path}') on domain using first(weight) order by step"
-    duckdb_wide = duckdb.sql(query).df()
+    duckdb_wide = duckdb.connect().execute(query).df()
     assert np.array_equal(duckdb_wide[["web", "code", "books"]].to_numpy(), expected)
     # A domain that was not drawn has no loss: null, not zero and not NaN.
     assert pl.read_parquet(path)["loss"].null_count() == 1

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from acodm_cli.errors import UsageError
 from acodm_cli.mixing.acodm.agent import Agent, actor_objective, critic_target
 from acodm_cli.mixing.acodm.networks import Actor
 from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER, AgentSettings, agent_settings
-from acodm_cli.errors import UsageError
 
 STATE = 12
 

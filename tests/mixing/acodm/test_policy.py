@@ -93,7 +93,21 @@ def test_reads_the_live_state() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    "shape missing unknown dtype nan prior version domains huge settings truncated garbage empty".split(),
+    [
+        "shape",
+        "missing",
+        "unknown",
+        "dtype",
+        "nan",
+        "prior",
+        "version",
+        "domains",
+        "huge",
+        "settings",
+        "truncated",
+        "garbage",
+        "empty",
+    ],
 )
 def test_refuses_what_it_does_not_know(change: str) -> None:
     with pytest.raises(ScheduleError) as caught:

@@ -1,0 +1,63 @@
+"""Runs the command line as a user does, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from acodm_cli.cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    stdout: str
+    stderr: str
+
+
+def acodm(*arguments: object) -> Outcome:
+    """`acodm …` in this process: same entry point, no start-up time."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    code = stop.value.code
+    assert isinstance(code, int)
+    return Outcome(code, stdout.getvalue(), stderr.getvalue())
+
+
+def start_acodm(*arguments: object) -> subprocess.Popen[str]:
+    """`acodm …` as a process of its own, for what signals and imports do."""
+    command = [sys.executable, "-m", "acodm_cli", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "100"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder: what must still be there after a failure."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def small(data: Path, tokenizer_file: Path, cache: Path) -> list[object]:
+    """Options of a run that takes seconds."""
+    corpus = ["--data", data, "--tokenizer", tokenizer_file, "--cache-dir", cache]
+    return [*corpus, "--seq-len", 32, "--batch", 8, "--validation-sequences", 4, "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def proxy(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A learned schedule; tests may read it, none may change it."""
+    out = tmp_path_factory.mktemp("proxy") / "learned.parquet"
+    outcome = acodm("proxy-train", "--model", "pythia-14m", "--steps", 40, "--out", out, *small)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stdout.split() == [str(out)]
+    return out

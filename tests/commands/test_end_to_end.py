@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from acodm_cli.schedule.schedule import Schedule
+from tests.commands.conftest import acodm, contents
+
+
+def test_proxy_train_leaves_a_schedule_and_nothing_else(proxy: Path) -> None:
+    assert [path.name for path in proxy.parent.iterdir()] == [proxy.name]
+    schedule = Schedule.read(proxy)
+    assert len(schedule) == 40
+    assert schedule.policy is not None
+    assert np.abs(schedule.weights_SK[-1] - 0.25).max() > 0.005, "the mixture has moved away from the prior"
+    rows = np.flatnonzero(~np.isnan(schedule.per_domain["validation_loss"][:, 0]))
+    losses = schedule.per_domain["validation_loss"][rows].mean(axis=1)
+    assert losses[-1] < losses[0] - 0.3
+    text = json.dumps(schedule.info)
+    assert str(proxy.parent) not in text, "a file to mail to a colleague says nothing of this machine"
+
+
+def test_the_next_command_is_printed_and_complete(small: list[object], tmp_path: Path) -> None:
+    outcome = acodm("proxy-train", "--steps", 2, "--out", tmp_path / "a.parquet", *small)
+    assert outcome.code == 0
+    assert f"acodm inspect {tmp_path / 'a.parquet'}" in outcome.stderr
+    use = re.search(r"acodm apply --schedule (\S+) --model (\S+) --data (\S+) --tokenizer (\S+)", outcome.stderr)
+    assert use is not None
+    assert Path(use[3]) == small[1]
+    assert Path(use[4]) == small[3]
+
+
+def independent_validation_loss(model_folder: Path, data: Path, seq_len: int, sequences: int) -> float:
+    """Unweighted mean over domains, with transformers and tokenizers alone."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+    losses = []
+    for domain in sorted(path.name for path in data.iterdir()):
+        file = next((data / domain).glob("validation.*"))
+        frame = pd.read_json(file, lines=True)
+        stream: list[int] = []
+        for text in frame["text"]:
+            stream += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        count = min((len(stream) - 1) // seq_len, sequences)
+        windows = torch.tensor([stream[k * seq_len : k * seq_len + seq_len + 1] for k in range(count)])
+        with torch.no_grad():
+            logits = model(windows[:, :-1]).logits
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item())
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("mode", ["auto", "policy", "replay", "online", "no schedule"])
+def test_apply(mode: str, proxy: Path, small: list[object], data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "record.parquet"
+    how = [] if mode == "no schedule" else ["--schedule", proxy, "--mode", mode]
+    outcome = acodm("apply", *how, "--model", "llama-tiny", "--steps", 20, "--out", out, *small)
+    assert outcome.code == 0, outcome.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["record.model", "record.parquet"]
+
+    record = Schedule.read(out)
+    expected = {"auto": "policy", "no schedule": "ac-odm", "online": "ac-odm"}.get(mode, mode)
+    assert record.info["mixer"]["name"] == expected
+    assert (record.policy is not None) == (expected == "ac-odm"), "what keeps learning is worth keeping"
+    assert np.isnan(record.per_step["interaction_energy"]).all() == (expected != "ac-odm")
+    planned = Schedule.read(proxy).weights_SK
+    if mode == "replay":
+        assert np.allclose(record.weights_SK, (planned[0::2] + planned[1::2]) / 2, atol=1e-6)
+
+    reported = float(record.per_domain["validation_loss"][-1].mean())
+    again = independent_validation_loss(tmp_path / "record.model", data, seq_len=32, sequences=4)
+    assert again == pytest.approx(reported, abs=1e-3)
+    assert f"{reported:.4f}" in outcome.stderr
+
+
+def test_apply_follows_the_schedules_own_settings(proxy: Path, small: list[object], tmp_path: Path) -> None:
+    corpus_only = small[:6]
+    out = tmp_path / "record.parquet"
+    outcome = acodm("apply", "--schedule", proxy, "--model", "pythia-14m", "--steps", 2, "--out", out, *corpus_only)
+    assert outcome.code == 0, outcome.stderr
+    info = Schedule.read(out).info
+    assert (info["steps"], info["seq_len"], info["batch"]) == (2, 32, 8)
+
+
+def test_saved_tokenizer_is_the_corpus_tokenizer(small: list[object], tokenizer_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    outcome = acodm("proxy-train", "--steps", 2, "--out", tmp_path / "a.parquet", "--save-model", folder, *small)
+    assert outcome.code == 0, outcome.stderr
+    saved = transformers.AutoTokenizer.from_pretrained(folder)
+    original = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    text = "def foo(bar):\n    return bar * 7"
+    assert saved(text)["input_ids"] == original.encode(text).ids
+    assert "model.safetensors" in {path.name for path in folder.iterdir()}
+
+
+def test_same_seed_same_schedule(proxy: Path, small: list[object], tmp_path: Path) -> None:
+    again, other = tmp_path / "again.parquet", tmp_path / "other.parquet"
+    assert acodm("proxy-train", "--steps", 40, "--out", again, *small).code == 0
+    assert acodm("proxy-train", "--steps", 40, "--out", other, "--seed", 1, *small).code == 0
+    assert again.read_bytes() == proxy.read_bytes()
+    assert other.read_bytes() != proxy.read_bytes()
+
+
+def test_inspect(proxy: Path, small: list[object], tmp_path: Path) -> None:
+    outcome = acodm("inspect", proxy)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stderr == ""
+    for expected in ("pythia-14m", "40 steps", "arithmetic", "prose", "validation loss"):
+        assert expected in outcome.stdout
+
+    facts = json.loads(acodm("inspect", proxy, "--json").stdout)
+    schedule = Schedule.read(proxy)
+    assert facts["steps"] == 40
+    assert [domain["name"] for domain in facts["domains"]] == schedule.domains
+    assert sum(domain["end"] for domain in facts["domains"]) == pytest.approx(1, abs=1e-6)
+    assert sum(domain["samples"] for domain in facts["domains"]) == 40 * 8
+
+    record = tmp_path / "record.parquet"
+    replayed = acodm("apply", "--schedule", proxy, "--mode", "replay", "--model", "pythia-14m", "--out", record, *small)
+    assert replayed.code == 0, replayed.stderr
+    both = acodm("inspect", proxy, record)
+    assert both.code == 0
+    assert "L1 learned.parquet - record.parquet: mean 0.000" in both.stdout
+    assert len(json.loads(acodm("inspect", proxy, record, "--json").stdout)) == 2
+
+
+def test_json_has_no_numbers_that_json_does_not_know(proxy: Path) -> None:
+    def refuse(value: str) -> float:
+        raise AssertionError(value)
+
+    facts = json.loads(acodm("inspect", proxy, "--json").stdout, parse_constant=refuse)
+    assert all(math.isfinite(domain["last_validation_loss"]) for domain in facts["domains"])
+
+
+def test_existing_files_are_refused_then_replaced_with_force(proxy: Path, small: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    out.write_bytes(proxy.read_bytes())
+    before = contents(tmp_path)
+    refused = acodm("proxy-train", "--steps", 2, "--out", out, *small)
+    assert refused.code == 2
+    assert "--force" in refused.stderr
+    assert contents(tmp_path) == before
+    assert acodm("proxy-train", "--steps", 2, "--out", out, "--force", *small).code == 0
+    assert len(Schedule.read(out)) == 2

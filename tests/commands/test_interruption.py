@@ -1,0 +1,109 @@
+"""A run that is stopped continues to exactly where it would have arrived."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import acodm, start_acodm
+
+
+def stop_at_step(step: int, number: signal.Signals, *arguments: object) -> tuple[int, str]:
+    """Start a run, send the signal once the step has been reported; its exit code and what it said."""
+    process = start_acodm(*arguments)
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        match = re.match(r"step (\d+)/", line)
+        if match and int(match[1]) >= step:
+            process.send_signal(number)
+            break
+    said += process.stderr.read()
+    return process.wait(timeout=60), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_resumed_run_equals_the_uninterrupted_one(
+    number: signal.Signals, code: int, small: list[object], tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
+    assert acodm("proxy-train", "--steps", 60, "--out", whole, *small).code == 0
+
+    exit_code, said = stop_at_step(30, number, "proxy-train", "--steps", 60, "--out", parts, *small)
+    assert exit_code == code, said
+    stopped = re.search(r"stopped at step (\d+) of 60, state saved; continue with: (.*)", said)
+    assert stopped is not None, said
+    assert 30 <= int(stopped[1]) < 60
+    assert stopped[2].split() == ["acodm", "proxy-train", "--out", str(parts), "--resume"]
+    assert not parts.exists()
+
+    resumed = acodm(*stopped[2].split()[1:])
+    assert resumed.code == 0, resumed.stderr
+    assert f"resumed at step {stopped[1]} of 60" in resumed.stderr
+    assert parts.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.parquet", "whole.parquet"]
+
+    again = acodm("proxy-train", "--out", parts, "--resume")
+    assert (again.code, again.stderr) == (0, f"{parts} is complete; nothing to resume\n")
+
+
+@pytest.mark.slow
+def test_apply_resumes_with_its_schedule(proxy: Path, small: list[object], tmp_path: Path) -> None:
+    how = ["apply", "--schedule", proxy, "--model", "pythia-14m", "--steps", 60, *small]
+    whole, parts = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
+    assert acodm(*how, "--out", whole).code == 0
+    assert stop_at_step(21, signal.SIGTERM, *how, "--out", parts)[0] == 143
+    assert acodm("apply", "--out", parts, "--resume").code == 0
+    assert parts.read_bytes() == whole.read_bytes()
+    models = [(tmp_path / f"{name}.model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert models[0] == models[1]
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_from_its_last_checkpoint(small: list[object], tmp_path: Path) -> None:
+    """SIGKILL: nothing is saved at that moment, what was saved before is whole."""
+    out = tmp_path / "a.parquet"
+    code, said = stop_at_step(
+        30, signal.SIGKILL, "proxy-train", "--steps", 60, "--checkpoint-every", 10, "--out", out, *small
+    )
+    assert code == -signal.SIGKILL
+    resumed = acodm("proxy-train", "--out", out, "--resume")
+    assert resumed.code == 0, said + resumed.stderr
+    step = re.search(r"resumed at step (\d+)", resumed.stderr)
+    assert step is not None
+    assert int(step[1]) % 10 == 0
+    assert int(step[1]) >= 20
+
+
+def test_unfinished_run_is_not_overwritten(small: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    process = start_acodm("proxy-train", "--steps", 5000, "--checkpoint-every", 5, "--out", out, *small)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("a.run/step-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    refused = acodm("proxy-train", "--steps", 5000, "--out", out, *small)
+    assert refused.code == 2
+    assert "--resume" in refused.stderr
+    other = acodm("proxy-train", "--out", out, "--resume", "--seed", 7)
+    assert other.code == 2
+    assert "--seed 7 differs" in other.stderr
+    assert "acodm proxy-train" in acodm("apply", "--out", out, "--resume").stderr
+    damaged = max((tmp_path / "a.run").glob("step-*.pt"))
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    failed = acodm("proxy-train", "--out", out, "--resume")
+    assert failed.code == 1
+    assert f"{damaged} is damaged" in failed.stderr
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    outcome = acodm("proxy-train", "--out", tmp_path / "a.parquet", "--resume")
+    assert outcome.code == 2
+    assert "nothing to resume" in outcome.stderr

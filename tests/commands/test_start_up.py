@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "datasets", "pandas")
+
+
+def imported_by(*arguments: object) -> set[str]:
+    code = (
+        "import sys\nfrom acodm_cli.cli import main\n"
+        f"try:\n    main({[str(a) for a in arguments]!r})\nexcept SystemExit as stop:\n    assert stop.code == 0, stop\n"
+        "print(*sorted(sys.modules), sep='\\n', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["proxy-train", "--help"], ["apply", "--help"]])
+def test_help_is_light(arguments: list[str]) -> None:
+    modules = imported_by(*arguments)
+    assert not modules & {*HEAVY, "numpy", "pyarrow"}
+
+
+def test_inspect_does_without_torch(proxy: Path) -> None:
+    assert not imported_by("inspect", proxy) & {"torch", "transformers", "datasets"}
