@@ -33,7 +33,7 @@ def print_summary(console: Console, schedule: Schedule) -> None:
         first, last = losses_RK[0].mean(), losses_RK[-1].mean()
         console.print(
             f"\nvalidation loss, mean over domains: {first:.4f} at step {schedule.step_S[rows[0]]} -> {last:.4f} at step "
-            f"{schedule.step_S[rows[-1]]} (perplexity {np.exp(losses_RK[-1]).mean():.1f}, mean over domains)",
+            f"{schedule.step_S[rows[-1]]}",
             highlight=False,
             soft_wrap=True,
         )
