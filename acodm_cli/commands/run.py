@@ -312,6 +312,7 @@ def save_model(model: nn.Module, corpus: Corpus, folder: Path) -> None:
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # it would be drawn into our own display
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
     try:
         model.save_pretrained(partial)  # type: ignore[operator]
