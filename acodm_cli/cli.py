@@ -11,12 +11,16 @@ import typer
 
 from acodm_cli import __version__
 from acodm_cli.config import (
+    DEFAULT_ALIGNMENT_SHARE,
+    DEFAULT_ALIGNMENT_SIZE,
     DEFAULT_BATCH,
+    DEFAULT_ESTIMATOR,
     DEFAULT_SEED,
     DEFAULT_SEQ_LEN,
     DEFAULT_STEPS,
     AgentPreset,
     ApplyMode,
+    Estimator,
     Prior,
     ReplayAlignment,
     RunSettings,
@@ -79,6 +83,17 @@ Agent = Annotated[AgentPreset, _option("--agent", "Preset of the actor-critic ag
 AgentOption = Annotated[
     Optional[list[str]], _option("--agent-option", "Change one setting of the preset: NAME=VALUE.", MIXING)  # noqa: UP045
 ]
+Alignment = Annotated[
+    Estimator,
+    _option("--alignment", "Per-domain gradients: sketch (cheap, unbiased) or exact (for comparison).", MIXING),
+]
+AlignmentSize = Annotated[
+    int, _option("--alignment-size", "Features that a sketch keeps per side of a layer.", MIXING, min=1, max=4096)
+]
+AlignmentShare = Annotated[
+    float,
+    _option("--alignment-share", "Share of the token positions that a sketch looks at.", MIXING, min=1e-4, max=1.0),
+]
 AlignmentLayers = Annotated[
     str,
     _option("--alignment-layers", "Linear layers whose gradients make the reward: all, attention, mlp, unembedding, or "
@@ -117,6 +132,9 @@ def proxy_train(
     prior: Annotated[Prior, _option("--prior", "Weights to start from and to explore around.", MIXING)] = "uniform",
     agent: Agent = "default",
     agent_option: AgentOption = None,
+    alignment: Alignment = DEFAULT_ESTIMATOR,
+    alignment_size: AlignmentSize = DEFAULT_ALIGNMENT_SIZE,
+    alignment_share: AlignmentShare = DEFAULT_ALIGNMENT_SHARE,
     alignment_layers: AlignmentLayers = "all",
     out: Annotated[Path, _option("--out", "The schedule to write.", FILES)] = Path("out.parquet"),
     save_model: Annotated[
@@ -177,6 +195,9 @@ def apply(
     validation_sequences: ValidationSequences = 16,
     agent: Agent = "default",
     agent_option: AgentOption = None,
+    alignment: Alignment = DEFAULT_ESTIMATOR,
+    alignment_size: AlignmentSize = DEFAULT_ALIGNMENT_SIZE,
+    alignment_share: AlignmentShare = DEFAULT_ALIGNMENT_SHARE,
     alignment_layers: AlignmentLayers = "all",
     out: Annotated[Path, _option("--out", "The record of this run, in the schedule format.", FILES)] = Path(
         "applied.parquet"

@@ -10,11 +10,15 @@ ApplyMode = Literal["auto", "policy", "replay", "online"]
 ReplayAlignment = Literal["progress", "steps", "tokens"]
 AgentPreset = Literal["default", "paper"]
 Prior = Literal["uniform", "natural"]
+Estimator = Literal["sketch", "exact"]
 
 DEFAULT_STEPS = 300
 DEFAULT_SEQ_LEN = 128
 DEFAULT_BATCH = 32
 DEFAULT_SEED = 0
+DEFAULT_ESTIMATOR: Estimator = "sketch"
+DEFAULT_ALIGNMENT_SIZE = 64
+DEFAULT_ALIGNMENT_SHARE = 0.125
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class RunSettings:
     prior: Prior = "uniform"
     agent: AgentPreset = "default"
     agent_options: dict[str, str] | None = None
-    alignment: str = "exact"
+    alignment: Estimator = DEFAULT_ESTIMATOR
+    alignment_size: int = DEFAULT_ALIGNMENT_SIZE
+    alignment_share: float = DEFAULT_ALIGNMENT_SHARE
     alignment_layers: str = "all"
     schedule: str | None = None
     mode: ApplyMode = "auto"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from acodm_cli.alignment.exact import ExactProbe
 from acodm_cli.alignment.gram import gradient_alignment
-from acodm_cli.alignment.probe import ExactProbe, select_linear_layers
+from acodm_cli.alignment.probe import select_linear_layers
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.engine.evaluate import token_losses
 from acodm_cli.mixing.acodm.agent import Agent, actor_objective
@@ -75,14 +76,15 @@ def test_trap_4_each_domain_is_normalised_by_its_own_tokens_once(corpus: Corpus)
     layers = select_linear_layers(trainer.model, "all")
     parameters = [layer.weight for layer in layers.values()]
     gradients_KP = domain_gradients(trainer.model, parameters, batch.tokens_BS, labels_BT, batch.domains_B, 4)
-    probe = ExactProbe(layers, 4)
+    probe = ExactProbe(layers, 4, halves=False)
+    probe.start(0)
     for rows in (slice(0, 3), slice(3, 6), slice(6, 8)):
-        probe.begin(batch.domains_B[rows])
+        probe.begin(batch.domains_B[rows], torch.full_like(batch.domains_B[rows], labels_BT.shape[1]))
         losses_BT = token_losses(trainer.model, batch.tokens_BS[rows, :-1], labels_BT[rows])
         (losses_BT.sum() / labels_BT.numel()).backward()
-    devices = {virtual.grad.device for virtual in probe._virtual.values() if virtual.grad is not None}
+    devices = {virtual.grad.device for virtual in probe.virtual.values() if virtual.grad is not None}
     assert devices == {layer.weight.device for layer in layers.values()}
-    gram_KK = probe.gram(torch.from_numpy(batch.samples_K * labels_BT.shape[1]))
+    gram_KK = probe.finish().gram_KK
     assert torch.allclose(gram_KK, gradients_KP @ gradients_KP.T, rtol=1e-4, atol=1e-5)
 
 
@@ -100,10 +102,10 @@ def test_trap_5_importance_correction_for_any_number_of_domains(num_domains: int
         losses_K=np.ones(num_domains),
         previous_losses_K=np.ones(num_domains),
     )
-    learner = AcOdmLearner(uniform_weights(num_domains), DEFAULT, seed=0)
+    learner = AcOdmLearner(uniform_weights(num_domains), replace(DEFAULT, self_term=False), seed=0)
     drawn_K = learner.weights(state)
     gram_KK = np.ones((num_domains, num_domains))
-    report = learner.observe(Feedback(state, drawn_K, np.ones(num_domains), gram_KK, replace(state, step=1)))
+    report = learner.observe(Feedback(state, drawn_K, np.ones(num_domains), gram_KK, None, replace(state, step=1)))
     assert report.reward_K is not None
     assert np.allclose(report.reward_K, (num_domains - 1) / drawn_K)
 

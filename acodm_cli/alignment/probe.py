@@ -1,8 +1,15 @@
-"""Gradient probe: watches the linear layers of a model during its ordinary backward pass and gives the Gram matrix."""
+"""Gradient probe: watches the linear layers of a model during its ordinary backward pass and gives the Gram matrix of
+the domains' gradients.
+
+Shape letters: B sequences, T positions, I and O a layer's input and output features, K domains, G groups. A group is
+a domain, or one half of a domain's sequences where an unbiased ‖g_i‖² is wanted.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -10,7 +17,6 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from acodm_cli.alignment.exact import PerDomainWeightGradient
 from acodm_cli.errors import UsageError
 
 LAYER_RULES = ("all", "attention", "mlp", "unembedding")
@@ -51,65 +57,123 @@ def _matches(name: str, is_head: bool, part: str) -> bool:
     return fnmatchcase(name, part)
 
 
-class ExactProbe:
-    """Exact per-domain gradients of the selected linear layers' weights.
+@dataclass(frozen=True)
+class DomainGradients:
+    """What a step's gradients say of the domains; g_i is the gradient of domain i's mean token loss.
 
-    Memory: K·P floats for P selected weights. Use: `begin` before each micro-batch's forward pass, any number of
-    backward passes, then `gram` once per step. Between steps, and without `begin` (validation), it is inert.
+    gram_KK: H_ij = ⟨g_i, g_j⟩ of this batch, zero rows and columns for absent domains. Its diagonal holds the sampling
+    noise of the batch besides ‖g_i‖². self_K: ‖g_i‖² without it, NaN where it cannot be had. Both float64, on the host.
     """
 
-    def __init__(self, layers: dict[str, nn.Linear], num_domains: int) -> None:
+    gram_KK: Tensor
+    self_K: Tensor
+
+
+class GradientProbe(ABC):
+    """Per-domain gradients of the selected linear layers' weights.
+
+    Use: `start` a step; `begin` before each micro-batch's forward pass; any number of forward and backward passes,
+    all of Σ_t ce_t / N over the N predicted tokens of the step; `finish` once. Outside of that (validation) it is
+    inert.
+    """
+
+    def __init__(self, layers: dict[str, nn.Linear], num_domains: int, halves: bool) -> None:
+        """halves: split every domain's sequences into two groups, for an unbiased ‖g_i‖²."""
         assert layers
         assert num_domains > 0
         self.layers = layers
         self.num_domains = num_domains
-        self._rows_by_domain: dict[int, Tensor] | None = None
-        self._virtual: dict[str, Tensor] = {}
+        self.halves = 2 if halves else 1
+        self.num_groups = num_domains * self.halves
+        self.device = next(iter(layers.values())).weight.device
+        self.sequences_K = torch.zeros(num_domains, dtype=torch.int64)
+        self.tokens_G = torch.zeros(self.num_groups, dtype=torch.int64)
+        self.groups_B: Tensor | None = None
+        self.virtual = {name: self._make_virtual(name) for name in layers}
         for name, layer in layers.items():
-            out_features, in_features = layer.weight.shape
-            # One zero, expanded: a leaf of the right shape that takes no memory.
-            zero = torch.zeros((), device=layer.weight.device)
-            self._virtual[name] = zero.expand(num_domains, out_features, in_features).requires_grad_()
             layer.forward = self._watched(name, layer)  # type: ignore[method-assign, assignment]
+
+    @abstractmethod
+    def _make_virtual(self, name: str) -> Tensor:
+        """The leaf that a layer's per-group gradient goes to. [G, ...]"""
+
+    @abstractmethod
+    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, groups_B: Tensor) -> Tensor:
+        """y, with the backward pass arranged to fill the gradient of the virtual weight."""
+
+    @abstractmethod
+    def bytes_needed(self) -> int: ...
 
     def _watched(self, name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(x_BTI: Tensor) -> Tensor:
-            if self._rows_by_domain is None or not torch.is_grad_enabled():
+            if self.groups_B is None or not torch.is_grad_enabled():
                 return F.linear(x_BTI, layer.weight, layer.bias)
             if torch.is_autocast_enabled(x_BTI.device.type):
                 # Cast once here, so that the layer and the probe keep the same tensor for backward.
                 x_BTI = x_BTI.to(torch.get_autocast_dtype(x_BTI.device.type))
-            y_BTO = F.linear(x_BTI, layer.weight, layer.bias)
-            return PerDomainWeightGradient.apply(y_BTO, x_BTI, self._virtual[name], self._rows_by_domain)
+            return self._watch(name, F.linear(x_BTI, layer.weight, layer.bias), x_BTI, self.groups_B)
 
         return forward
 
-    def begin(self, domains_B: Tensor) -> None:
-        """Say which domain each sequence of the coming micro-batch belongs to. domains_B: int64 on the host."""
-        device = next(iter(self._virtual.values())).device
-        self._rows_by_domain = {
-            int(domain): (domains_B == domain).nonzero().squeeze(1).to(device) for domain in domains_B.unique()
-        }
+    def start(self, step: int) -> None:
+        """Begin a step with empty gradients."""
+        self.sequences_K.zero_()
+        self.tokens_G.zero_()
+        for virtual in self.virtual.values():
+            virtual.grad = None
 
-    def gram(self, tokens_K: Tensor) -> Tensor:
-        """H_KK of the step's domain-mean gradients, and reset for the next step.
+    def begin(self, domains_B: Tensor, tokens_B: Tensor) -> None:
+        """Announce a micro-batch. domains_B: each sequence's domain; tokens_B: its predicted tokens; int64, on the host.
 
-        The backward passes must have been of Σ_t ce_t / N over all N predicted tokens of the step, so that a
-        domain's share is N_i/N of the gradient of its own mean loss. tokens_K: predicted tokens per domain, N_i.
-        A domain without tokens has a zero row and column.
+        A domain's sequences go to its halves in turn.
         """
-        tokens_K = tokens_K.to(torch.float64)
-        scale_K = torch.where(tokens_K > 0, tokens_K.sum() / tokens_K.clamp(min=1), 0.0)
-        gram_KK = torch.zeros(self.num_domains, self.num_domains, dtype=torch.float64)
-        for virtual in self._virtual.values():
+        groups = []
+        for domain in domains_B.tolist():
+            groups.append(domain * self.halves + int(self.sequences_K[domain]) % self.halves)
+            self.sequences_K[domain] += 1
+        groups_B = torch.tensor(groups)
+        self.tokens_G.index_add_(0, groups_B, tokens_B)
+        self.groups_B = groups_B.to(self.device, non_blocking=True)
+
+    def finish(self) -> DomainGradients:
+        """The Gram matrix of the step."""
+        self.groups_B = None
+        return domain_gradients(self._gram_of_sums().to("cpu", torch.float64), self.tokens_G.double(), self.halves)
+
+    def _gram_of_sums(self) -> Tensor:
+        """⟨S_g, S_h⟩, where S_g is the gradient that group g contributes to that of the step's loss. [G, G]"""
+        gram_GG = torch.zeros(self.num_groups, self.num_groups, dtype=torch.float32, device=self.device)
+        for virtual in self.virtual.values():
             if virtual.grad is not None:
-                grad_KP = virtual.grad.flatten(1)
-                gram_KK += (grad_KP @ grad_KP.T).to("cpu", torch.float64)
-                virtual.grad = None
-        self._rows_by_domain = None
-        return gram_KK * scale_K[:, None] * scale_K[None, :]
+                grad_GP = virtual.grad.flatten(1)
+                gram_GG += grad_GP @ grad_GP.T
+        return gram_GG
 
     def remove(self) -> None:
         """Give the layers their own forward back."""
         for layer in self.layers.values():
             del layer.forward
+
+
+def domain_gradients(gram_GG: Tensor, tokens_G: Tensor, halves: int) -> DomainGradients:
+    """From groups to domains, and from a share of the step's loss to a domain's mean loss.
+
+    gram_GG: of the groups' contributions S_g to the gradient of Σ_t ce_t / N. tokens_G: predicted tokens per group, N_g;
+    N is their sum. g_i = N/N_i Σ_{g∈i} S_g. With two halves a and b of a domain's sequences, drawn independently,
+    E⟨g_a, g_b⟩ = ‖E g_i‖², where E⟨g_i, g_i⟩ holds the variance of g_i besides.
+    """
+    num_domains = len(tokens_G) // halves
+    total = tokens_G.sum()
+    blocks_KhKh = gram_GG.view(num_domains, halves, num_domains, halves)
+    scale_K = _inverse(tokens_G.view(num_domains, halves).sum(1)) * total
+    gram_KK = blocks_KhKh.sum((1, 3)) * scale_K[:, None] * scale_K[None, :]
+    if halves == 1:
+        return DomainGradients(gram_KK, torch.full_like(scale_K, torch.nan))
+    scale_Kh = _inverse(tokens_G.view(num_domains, halves)) * total
+    cross_K = blocks_KhKh[:, 0, :, 1].diagonal() * scale_Kh.prod(1)
+    return DomainGradients(gram_KK, torch.where(scale_Kh.prod(1) > 0, cross_K, torch.nan))
+
+
+def _inverse(count: Tensor) -> Tensor:
+    """1/count, zero for zero."""
+    return torch.where(count > 0, 1 / count.clamp(min=1), 0.0)

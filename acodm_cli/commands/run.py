@@ -19,7 +19,9 @@ from rich.console import Console
 from torch import nn
 
 from acodm_cli import __version__
-from acodm_cli.alignment.probe import select_linear_layers
+from acodm_cli.alignment.exact import ExactProbe
+from acodm_cli.alignment.probe import GradientProbe, select_linear_layers
+from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
 from acodm_cli.commands.files import RunFiles
 from acodm_cli.config import RunSettings
 from acodm_cli.corpus.corpus import Corpus, open_corpus
@@ -100,7 +102,7 @@ class Run:
             "dtype": "bf16" if self.compute.dtype == torch.bfloat16 else "fp32",
             "prior": dict(zip(self.corpus.names, self.prior_K.tolist(), strict=True)),
             "mixer": {"name": self.mixer.name, "settings": self.mixer.settings()},
-            "alignment": {"estimator": s.alignment, "layers": s.alignment_layers} if self.mixer.needs_gram else None,
+            "alignment": _alignment_info(s) if self.mixer.needs_gram else None,
             "validation_sequences": s.validation_sequences,
             "tokenizer": {
                 "name": tokenizer.name,
@@ -137,9 +139,8 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
     mixer = _make_mixer(settings, corpus, prior_K, schedule)
     with memory_errors(settings):
         model = build_model(config, settings.seed, compute.device)
-        layers = select_linear_layers(model, settings.alignment_layers) if mixer.needs_gram else None
-        _check_alignment_memory(layers, len(corpus.names), compute)
-        trainer = Trainer(model, corpus, mixer, _train_settings(settings, config.vocab_size, compute), compute, layers)
+        probe = _make_probe(settings, model, mixer, len(corpus.names), compute) if mixer.needs_gram else None
+        trainer = Trainer(model, corpus, mixer, _train_settings(settings, config.vocab_size, compute), compute, probe)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recorder = Recorder(corpus.names)
     return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, parameters)
@@ -203,19 +204,34 @@ def _automatic_micro_batch(settings: RunSettings, vocab_size: int, compute: Comp
     return -(-settings.batch // parts)
 
 
-def _check_alignment_memory(layers: dict[str, nn.Linear] | None, num_domains: int, compute: Compute) -> None:
-    if not layers:
-        return
-    needed = 4 * num_domains * sum(layer.weight.numel() for layer in layers.values())
+def _make_probe(
+    settings: RunSettings, model: nn.Module, mixer: Mixer, num_domains: int, compute: Compute
+) -> GradientProbe:
+    """Raises ResourceError if the gradients it keeps would not fit."""
+    layers = select_linear_layers(model, settings.alignment_layers)
+    probe: GradientProbe
+    if settings.alignment == "exact":
+        probe = ExactProbe(layers, num_domains, mixer.needs_self_term)
+    else:
+        sketch = SketchSettings(settings.alignment_size, settings.alignment_share)
+        probe = SketchProbe(layers, num_domains, mixer.needs_self_term, settings.seed, sketch)
     if compute.device.type == "cuda":
         free = torch.cuda.mem_get_info(compute.device)[0]
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > 0.6 * free:
+    if (needed := probe.bytes_needed()) > 0.6 * free:
         raise ResourceError(
-            f"exact per-domain gradients of these layers take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
-            "use fewer --alignment-layers (mlp, or a pattern) or a smaller model"
+            f"{settings.alignment} per-domain gradients of these layers take {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free; use --alignment sketch, fewer --alignment-layers, or a smaller model"
         )
+    return probe
+
+
+def _alignment_info(settings: RunSettings) -> dict[str, Any]:
+    info: dict[str, Any] = {"estimator": settings.alignment, "layers": settings.alignment_layers}
+    if settings.alignment == "sketch":
+        info |= {"size": settings.alignment_size, "share": settings.alignment_share}
+    return info
 
 
 @contextmanager
@@ -247,7 +263,7 @@ def say_how_long(run: Run, console: Console) -> None:
     if seconds > LONG_RUN_SECONDS:
         console.print(
             f"on this CPU {left} steps of {run.settings.model} will take about {describe_seconds(seconds)}; faster: a GPU, "
-            "--model pythia-14m, or fewer --steps",
+            "a smaller --model, or fewer --steps",
             style="yellow",
             highlight=False,
             soft_wrap=True,

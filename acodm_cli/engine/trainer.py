@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from acodm_cli.alignment.gram import interaction_energy, self_magnitude
-from acodm_cli.alignment.probe import ExactProbe
+from acodm_cli.alignment.probe import GradientProbe
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.sampler import Batch, Sampler
 from acodm_cli.engine.device import Compute
@@ -87,10 +87,10 @@ class Trainer:
         mixer: Mixer,
         settings: TrainSettings,
         compute: Compute,
-        alignment_layers: dict[str, nn.Linear] | None = None,
+        probe: GradientProbe | None = None,
     ) -> None:
-        """alignment_layers: what the probe watches, if the mixer needs a Gram matrix."""
-        assert alignment_layers is not None or not mixer.needs_gram
+        """probe: watches the model's layers, if the mixer needs a Gram matrix."""
+        assert (probe is not None) == mixer.needs_gram
         self.model = model
         self.corpus = corpus
         self.mixer = mixer
@@ -98,7 +98,7 @@ class Trainer:
         self.compute = compute
         self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay)
         self.sampler = Sampler(corpus, settings.batch, settings.seq_len, settings.seed)
-        self.probe = ExactProbe(alignment_layers, len(corpus.names)) if mixer.needs_gram and alignment_layers else None
+        self.probe = probe
         self.norms = NormReader(model, mixer.depths)
         self.step = 0
         self.observation = self._first_observation()
@@ -114,13 +114,17 @@ class Trainer:
             # Executed weights are float32, as recorded: a replay of the record draws the same batches.
             weights_K = self.mixer.weights(self.observation).astype(np.float32).astype(np.float64)
             batch = self.sampler.draw(weights_K)
-            losses_K, train_loss = self._forward_backward(batch)
-            gram_KK = self.probe.gram(self._tokens(batch.samples_K)).numpy() if self.probe else None
+            sums_K = self._forward_backward(batch)
+            self.mixer.learn()  # host work, while a GPU is still busy with the backward pass
+            losses_K, train_loss = self._mean_losses(batch, sums_K)
+            gradients = self.probe.finish() if self.probe else None
+            gram_KK = gradients.gram_KK.numpy() if gradients else None
+            self_K = gradients.self_K.numpy() if gradients else None
             lr, gradient_norm = self._optimizer_step(losses_K, train_loss)
             self.step += 1
             previous, self.observation = self.observation, self._next_observation(batch, losses_K)
             report = self.mixer.observe(
-                Feedback(previous, weights_K, batch.samples_K.astype(float), gram_KK, self.observation)
+                Feedback(previous, weights_K, batch.samples_K.astype(float), gram_KK, self_K, self.observation)
             )
             seconds = time.perf_counter() - started
             yield StepEvent(
@@ -139,27 +143,29 @@ class Trainer:
                 seconds=seconds,
             )
 
-    def _forward_backward(self, batch: Batch) -> tuple[Array, float]:
-        """Accumulate the gradient of the batch's mean token loss. Returns (mean loss per domain, batch loss)."""
+    def _forward_backward(self, batch: Batch) -> Tensor:
+        """Accumulate the gradient of the batch's mean token loss. Returns the sum of token losses per domain. [K]"""
         batch_tokens = self.settings.tokens_per_step
         sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
         micro = self.settings.micro_batch
+        if self.probe:
+            self.probe.start(self.step)
         for tokens_BS, domains_B in zip(batch.tokens_BS.split(micro), batch.domains_B.split(micro), strict=True):
             if self.probe:
-                self.probe.begin(domains_B)
+                self.probe.begin(domains_B, torch.full_like(domains_B, self.settings.seq_len))
             tokens_BS = self._to_device(tokens_BS)
             with self.compute.autocast():
                 losses_BT = token_losses(self.model, tokens_BS[:, :-1], tokens_BS[:, 1:])
             (losses_BT.sum() / batch_tokens).backward()
             sums_K.index_add_(0, self._to_device(domains_B), losses_BT.detach().double().sum(dim=1))
-        sums = sums_K.cpu().numpy()
-        tokens_K = self._tokens(batch.samples_K).numpy()
-        losses_K = np.divide(sums, tokens_K, out=np.full(len(sums), math.nan), where=tokens_K > 0)
-        return losses_K, float(sums.sum() / batch_tokens)
+        return sums_K
 
-    def _tokens(self, samples_K: NDArray[np.int64]) -> Tensor:
-        """Predicted tokens per domain in a batch."""
-        return torch.from_numpy(samples_K * self.settings.seq_len)
+    def _mean_losses(self, batch: Batch, sums_K: Tensor) -> tuple[Array, float]:
+        """(Mean loss per domain, NaN where absent [K]; mean loss of the batch), in nats."""
+        sums = sums_K.cpu().numpy()
+        tokens_K = batch.samples_K * self.settings.seq_len
+        losses_K = np.divide(sums, tokens_K, out=np.full(len(sums), math.nan), where=tokens_K > 0)
+        return losses_K, float(sums.sum() / self.settings.tokens_per_step)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.compute.device.type == "cuda":

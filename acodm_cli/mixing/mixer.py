@@ -51,14 +51,15 @@ class Feedback:
     """What happened in one step.
 
     weights_K: the executed weights, the probabilities P that drew the batch. samples_K: sequences drawn.
-    gram_KK: Gram matrix of the domain gradients, None unless the mixer asked for it. next_observation: the state
-    that the step led to.
+    gram_KK: Gram matrix of the domain gradients, None unless the mixer asked for it. self_K: unbiased ‖g_i‖², NaN
+    where the batch does not give it. next_observation: the state that the step led to.
     """
 
     observation: Observation
     weights_K: Array
     samples_K: Array
     gram_KK: Array | None
+    self_K: Array | None
     next_observation: Observation
 
 
@@ -76,15 +77,20 @@ class Mixer(Protocol):
     """Decides domain weights.
 
     name: as recorded. needs_gram: whether `observe` wants the Gram matrix; without it, no per-domain gradient is
-    computed. depths: relative depths (0 first block, 1 last) at which to read weight norms.
+    computed. needs_self_term: whether it wants the unbiased ‖g_i‖² too. depths: relative depths (0 first block, 1 last) at which to read weight norms.
     """
 
     name: str
     needs_gram: bool
+    needs_self_term: bool
     depths: tuple[float, ...]
 
     def weights(self, observation: Observation) -> Array:
         """Weights on the simplex for the coming step. [K]"""
+        ...
+
+    def learn(self) -> None:
+        """Improve from past feedback. Called once per step, after its weights were asked for, while the device works."""
         ...
 
     def observe(self, feedback: Feedback) -> Report: ...
@@ -105,10 +111,14 @@ class StaticMixer:
     weights_K: Array
     name: str = "static"
     needs_gram: bool = False
+    needs_self_term: bool = False
     depths: tuple[float, ...] = field(default=())
 
     def weights(self, observation: Observation) -> Array:
         return self.weights_K
+
+    def learn(self) -> None:
+        pass
 
     def observe(self, feedback: Feedback) -> Report:
         return Report()

@@ -21,6 +21,7 @@ class ReplayMixer:
 
     name = "replay"
     needs_gram = False
+    needs_self_term = False
     depths: tuple[float, ...] = ()
 
     def __init__(self, weights_SK: Array, tokens_S: Array, by: ReplayAlignment) -> None:
@@ -44,6 +45,9 @@ class ReplayMixer:
         above = min(below + 1, recorded - 1)
         fraction = position - below
         return (1 - fraction) * self.weights_SK[below] + fraction * self.weights_SK[above]
+
+    def learn(self) -> None:
+        pass
 
     def observe(self, feedback: Feedback) -> Report:
         return Report()

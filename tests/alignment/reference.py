@@ -26,8 +26,3 @@ def domain_gradients(
         gradients = torch.autograd.grad(loss, parameters)
         gradients_KP[domain] = torch.cat([gradient.flatten() for gradient in gradients]).double()
     return gradients_KP
-
-
-def tokens_per_domain(labels_BT: Tensor, domains_B: Tensor, num_domains: int) -> Tensor:
-    counts_B = (labels_BT != IGNORED).sum(dim=1)
-    return torch.zeros(num_domains, dtype=torch.int64).index_add_(0, domains_B, counts_B)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from acodm_cli.alignment.probe import ExactProbe, select_linear_layers
+from acodm_cli.alignment.exact import ExactProbe
+from acodm_cli.alignment.probe import DomainGradients, GradientProbe, select_linear_layers
 from acodm_cli.engine.evaluate import IGNORED, token_losses
 from acodm_cli.engine.models import build_model, model_config
 from acodm_cli.errors import UsageError
-from tests.alignment.reference import domain_gradients, tokens_per_domain
+from tests.alignment.reference import domain_gradients
 
 NUM_DOMAINS = 5
 CPU = torch.device("cpu")
@@ -41,15 +42,28 @@ def one_pass_gram(
     domains_B: torch.Tensor,
     micro_batch: int,
 ) -> torch.Tensor:
-    probe = ExactProbe(layers, NUM_DOMAINS)
-    total = (labels_BT != IGNORED).sum()
+    probe = ExactProbe(layers, NUM_DOMAINS, halves=False)
+    gradients = watched_step(model, probe, tokens_BS, labels_BT, domains_B, micro_batch)
+    probe.remove()
+    return gradients.gram_KK
+
+
+def watched_step(
+    model: nn.Module,
+    probe: GradientProbe,
+    tokens_BS: torch.Tensor,
+    labels_BT: torch.Tensor,
+    domains_B: torch.Tensor,
+    micro_batch: int,
+    step: int = 0,
+) -> DomainGradients:
+    tokens_B = (labels_BT != IGNORED).sum(dim=1)
+    probe.start(step)
     for start in range(0, len(tokens_BS), micro_batch):
         rows = slice(start, start + micro_batch)
-        probe.begin(domains_B[rows])
-        (token_losses(model, tokens_BS[rows, :-1], labels_BT[rows]).sum() / total).backward()
-    gram_KK = probe.gram(tokens_per_domain(labels_BT, domains_B, NUM_DOMAINS))
-    probe.remove()
-    return gram_KK
+        probe.begin(domains_B[rows], tokens_B[rows])
+        (token_losses(model, tokens_BS[rows, :-1], labels_BT[rows]).sum() / tokens_B.sum()).backward()
+    return probe.finish()
 
 
 @pytest.mark.parametrize("model_name", ["pythia-14m", "llama-tiny"])
@@ -129,8 +143,40 @@ def test_selection_by_pattern_and_its_error() -> None:
 def test_gradients_stay_on_the_device() -> None:
     model = make_model().cuda()
     layers = select_linear_layers(model, "all")
-    probe = ExactProbe(layers, NUM_DOMAINS)
+    probe = ExactProbe(layers, NUM_DOMAINS, halves=False)
     tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
-    probe.begin(domains_B)
-    (token_losses(model, tokens_BS[:, :-1].cuda(), labels_BT.cuda()).sum() / labels_BT.numel()).backward()
-    assert all(virtual.grad is not None and virtual.grad.is_cuda for virtual in probe._virtual.values())
+    watched_step(model, probe, tokens_BS.cuda(), labels_BT.cuda(), domains_B, 9)
+    assert all(virtual.grad is not None and virtual.grad.is_cuda for virtual in probe.virtual.values())
+
+
+def test_activation_checkpointing_changes_nothing() -> None:
+    batch = make_batch(missing=False, mixed_lengths=True)
+    plain, saving = make_model(), make_model()
+    saving.gradient_checkpointing_enable()  # type: ignore[operator]
+    expected_KK = one_pass_gram(plain, select_linear_layers(plain, "all"), *batch, 4)
+    gram_KK = one_pass_gram(saving, select_linear_layers(saving, "all"), *batch, 4)
+    assert torch.allclose(gram_KK, expected_KK, rtol=1e-5)
+
+
+def test_halves_give_the_self_term_of_independent_samples() -> None:
+    """By hand: the product of the two halves' own mean gradients. Domains with one sequence have none."""
+    model = make_model()
+    layers = select_linear_layers(model, "all")
+    weights = [layer.weight for layer in layers.values()]
+    tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=True)
+    probe = ExactProbe(layers, NUM_DOMAINS, halves=True)
+    found = watched_step(model, probe, tokens_BS, labels_BT, domains_B, 4)
+    probe.remove()
+    halves_B = torch.zeros_like(domains_B)
+    for domain in range(NUM_DOMAINS):
+        rows = (domains_B == domain).nonzero().squeeze(1)
+        halves_B[rows[1::2]] = 1
+    halves_GP = domain_gradients(model, weights, tokens_BS, labels_BT, 2 * domains_B + halves_B, 2 * NUM_DOMAINS)
+    whole_KP = domain_gradients(model, weights, tokens_BS, labels_BT, domains_B, NUM_DOMAINS)
+    assert torch.allclose(found.gram_KK, whole_KP @ whole_KP.T, rtol=1e-4, atol=1e-6)
+    for domain in range(NUM_DOMAINS):
+        if (domains_B == domain).sum() < 2:
+            assert found.self_K[domain].isnan()
+        else:
+            expected = halves_GP[2 * domain] @ halves_GP[2 * domain + 1]
+            assert found.self_K[domain].item() == pytest.approx(expected.item(), rel=1e-4)

@@ -32,6 +32,9 @@ class AcOdmLearner:
     def __init__(self, prior_K: Array, settings: AgentSettings, seed: int, initial: FrozenPolicy | None = None) -> None:
         self.agent_settings = settings
         self.depths = settings.relative_depths()
+        self.needs_self_term = settings.self_term
+        self.exploring = True
+        self.latest_losses: tuple[float | None, float | None] = (None, None)
         size = state_size(len(prior_K), settings.depths)
         self.agent = Agent(size, torch.from_numpy(prior_K).float(), settings, seed)
         self.reward = AlignmentReward(len(prior_K), settings.ema)
@@ -41,22 +44,29 @@ class AcOdmLearner:
             self.agent.target_actor.load_state_dict(initial.actor.state_dict())
             self.agent.normalizer.load(initial.normalizer.tensors())
 
-    def _in_warmup(self, observation: Observation) -> bool:
-        return observation.step < self.agent_settings.warmup_steps(observation.total_steps)
-
     def weights(self, observation: Observation) -> Array:
         state_S = torch.from_numpy(encode_state(observation))
         if observation.step == 0:
             self.agent.normalizer.update(state_S.numpy())
-        exploring = self._in_warmup(observation)
-        follow: Literal["prior", "actor"] = "prior" if exploring and not self.continues_policy else "actor"
-        noise = self.agent_settings.warmup_noise if exploring else self.agent_settings.noise
+        self.exploring = observation.step < self.agent_settings.warmup_steps(observation.total_steps)
+        follow: Literal["prior", "actor"] = "prior" if self.exploring and not self.continues_policy else "actor"
+        noise = self.agent_settings.warmup_noise if self.exploring else self.agent_settings.noise
         return self.agent.act(state_S, follow, noise).numpy().astype(np.float64)
+
+    def learn(self) -> None:
+        critic_loss: float | None = None
+        objective: float | None = None
+        if len(self.agent.replay) >= LEAST_TRANSITIONS:
+            for _ in range(self.agent_settings.updates_per_step):
+                critic_loss, latest = self.agent.update(train_actor=not self.exploring)
+                objective = objective if latest is None else latest
+        self.latest_losses = (critic_loss, objective)
 
     def observe(self, feedback: Feedback) -> Report:
         assert feedback.gram_KK is not None
         alignment_K = gradient_alignment(feedback.gram_KK)
-        reward_K = self.reward.update(alignment_K, feedback.weights_K, feedback.samples_K > 0)
+        self_K = feedback.self_K if self.needs_self_term else None
+        reward_K = self.reward.update(alignment_K, feedback.weights_K, feedback.samples_K > 0, self_K)
         state_S = encode_state(feedback.observation)
         next_state_S = encode_state(feedback.next_observation)
         self.agent.normalizer.update(next_state_S)
@@ -66,18 +76,11 @@ class AcOdmLearner:
             torch.from_numpy(standardise(reward_K, self.reward.seen_K)),
             torch.from_numpy(next_state_S),
         )
-        warming_up = self._in_warmup(feedback.observation)
-        critic_loss: float | None = None
-        objective: float | None = None
-        if len(self.agent.replay) >= LEAST_TRANSITIONS:
-            for _ in range(self.agent_settings.updates_per_step):
-                critic_loss, latest = self.agent.update(train_actor=not warming_up)
-                objective = objective if latest is None else latest
         return Report(
             reward_K=np.where(self.reward.seen_K, reward_K, np.nan),
-            critic_loss=critic_loss,
-            actor_objective=objective,
-            phase="warm-up" if warming_up else "learning",
+            critic_loss=self.latest_losses[0],
+            actor_objective=self.latest_losses[1],
+            phase="warm-up" if self.exploring else "learning",
         )
 
     def policy_bytes(self, domains: list[str]) -> bytes:
@@ -89,11 +92,9 @@ class AcOdmLearner:
     def state_dict(self) -> dict[str, Any]:
         return {
             "agent": self.agent.state_dict(),
-            "reward": torch.from_numpy(self.reward.value_K),
-            "seen": torch.from_numpy(self.reward.seen_K),
+            "reward": self.reward.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.agent.load_state_dict(state["agent"])
-        self.reward.value_K = state["reward"].numpy()
-        self.reward.seen_K = state["seen"].numpy()
+        self.reward.load_state_dict(state["reward"])

@@ -135,6 +135,7 @@ class FrozenPolicy:
 
     name = "policy"
     needs_gram = False
+    needs_self_term = False
 
     def __init__(self, actor: Actor, normalizer: RunningNormalizer, settings: AgentSettings) -> None:
         self.actor = actor
@@ -149,6 +150,9 @@ class FrozenPolicy:
         keep = self.agent_settings.smoothing
         self.offsets_K = keep * self.offsets_K + (1 - keep) * self.actor.offsets(self.normalizer(state_S))
         return self.actor.weights(self.offsets_K).numpy().astype(np.float64)
+
+    def learn(self) -> None:
+        pass
 
     def observe(self, feedback: Feedback) -> Report:
         return Report(phase="policy")

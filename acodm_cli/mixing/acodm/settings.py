@@ -12,7 +12,8 @@ from acodm_cli.errors import UsageError
 @dataclass(frozen=True)
 class AgentSettings:
     """hidden, layers: size of the actor's and critic's networks. depths: how many relative depths of the model
-    the state reads weight norms at. ema: ξ of the reward. gamma: γ. tau: soft target update τ. batch_size,
+    the state reads weight norms at. ema: ξ of the reward. self_term: whether the reward adds the unbiased ‖g_i‖² to the
+    paper's W_i, which makes it the first-order decrease of the summed domain losses. gamma: γ. tau: soft target update τ. batch_size,
     replay_capacity: transitions. updates_per_step: agent updates per training step. warmup_share: share of the
     run's steps that explore around the prior before the actor decides; warmup_least: at least so many.
     noise_space, warmup_noise, noise: exploration noise N(0, noise²) on the logits or on the weights, in the
@@ -28,6 +29,7 @@ class AgentSettings:
     layers: int
     depths: int
     ema: float
+    self_term: bool
     gamma: float
     tau: float
     actor_lr: float
@@ -73,6 +75,7 @@ PAPER = AgentSettings(
     layers=5,
     depths=7,
     ema=0.9,
+    self_term=False,
     gamma=0.95,
     tau=0.001,
     actor_lr=1e-4,
@@ -105,6 +108,7 @@ DEFAULT = AgentSettings(
     layers=2,
     depths=5,
     ema=0.9,
+    self_term=True,
     gamma=0.5,
     tau=0.01,
     actor_lr=1e-3,

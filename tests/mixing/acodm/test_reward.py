@@ -21,3 +21,13 @@ def test_standardise_uses_seen_domains_only() -> None:
     assert np.allclose(value, [-1.0, 1.0, 0.0])
     assert not standardise(np.ones(3), np.ones(3, dtype=bool)).any()
     assert not standardise(np.array([5.0, 0.0]), np.array([True, False])).any()
+
+
+def test_self_term_has_an_average_of_its_own() -> None:
+    """Three domains, ξ = 0.5. A batch may give W of a domain without its self term, and the latter then holds."""
+    reward = AlignmentReward(3, ema=0.5)
+    weights_K, all_K = np.array([0.5, 0.25, 0.25]), np.ones(3, dtype=bool)
+    first = reward.update(np.array([1.0, 1.0, 1.0]), weights_K, all_K, np.array([1.0, np.nan, 2.0]))
+    assert np.allclose(first, [2 + 2, 4, 4 + 8])
+    second = reward.update(np.array([3.0, 1.0, 1.0]), weights_K, all_K, np.array([np.nan, 1.0, 4.0]))
+    assert np.allclose(second, [4 + 2, 4 + 4, 4 + 12])
