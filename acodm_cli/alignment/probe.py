@@ -15,7 +15,6 @@ from fnmatch import fnmatchcase
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from acodm_cli.errors import UsageError
 
@@ -90,8 +89,9 @@ class GradientProbe(ABC):
         self.tokens_G = torch.zeros(self.num_groups, dtype=torch.int64)
         self.groups_B: Tensor | None = None
         self.virtual = {name: self._make_virtual(name) for name in layers}
+        self._own_forward = {name: layer.forward for name, layer in layers.items()}
         for name, layer in layers.items():
-            layer.forward = self._watched(name, layer)  # type: ignore[method-assign, assignment]
+            layer.forward = self._watched(name, layer.forward)  # type: ignore[method-assign, assignment]
 
     @abstractmethod
     def _make_virtual(self, name: str) -> Tensor:
@@ -104,14 +104,14 @@ class GradientProbe(ABC):
     @abstractmethod
     def bytes_needed(self) -> int: ...
 
-    def _watched(self, name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def _watched(self, name: str, own_forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def forward(x_BTI: Tensor) -> Tensor:
             if self.groups_B is None or not torch.is_grad_enabled():
-                return F.linear(x_BTI, layer.weight, layer.bias)
+                return own_forward(x_BTI)
             if torch.is_autocast_enabled(x_BTI.device.type):
                 # Cast once here, so that the layer and the probe keep the same tensor for backward.
                 x_BTI = x_BTI.to(torch.get_autocast_dtype(x_BTI.device.type))
-            return self._watch(name, F.linear(x_BTI, layer.weight, layer.bias), x_BTI, self.groups_B)
+            return self._watch(name, own_forward(x_BTI), x_BTI, self.groups_B)
 
         return forward
 
@@ -150,9 +150,9 @@ class GradientProbe(ABC):
         return gram_GG
 
     def remove(self) -> None:
-        """Give the layers their own forward back."""
-        for layer in self.layers.values():
-            del layer.forward
+        """Give the layers the forward back that they had. Probes on the same layers go in reverse order."""
+        for name, layer in self.layers.items():
+            layer.forward = self._own_forward[name]  # type: ignore[method-assign]
 
 
 def domain_gradients(gram_GG: Tensor, tokens_G: Tensor, halves: int) -> DomainGradients:

@@ -2,9 +2,9 @@
 
 For a linear layer y = W x the gradient of group g is Σ_{t∈g} δ_t x_tᵀ. Two things make its inner products cheap:
 
-- Two-sided count sketch: S_g = Σ_{t∈g} (A δ_t)(B x_t)ᵀ. A and B flip signs at random and add up strided blocks of
-  features (one pass of additions, no matrix product); a side that is small already is left as it is. E[AᵀA] = I, so
-  E⟨S_g, S_h⟩ = ⟨g_g, g_h⟩ (Charikar, Chen, Farach-Colton 2002; Weinberger et al., 0902.2206).
+- Two-sided block sketch: S_g = Σ_{t∈g} (A δ_t)(B x_t)ᵀ. A and B add up blocks of features with random signs (one pass
+  of additions); a side that is small already is left as it is. E[AᵀA] = I, so E⟨S_g, S_h⟩ = ⟨g_g, g_h⟩. It is a count
+  sketch (Charikar, Chen, Farach-Colton 2002; Weinberger et al., 0902.2206) with one sign per block.
 - Token sampling: of each sequence's T positions only n are looked at, evenly spaced from a random start and scaled by T/n.
   Starts are independent between sequences, so products of different sequences' gradients are unbiased too.
 
@@ -32,14 +32,21 @@ class SketchSettings:
     share: float = 0.125
 
 
-def count_sketch(x_F: Tensor, signs_F: Tensor, size: int) -> Tensor:
-    """[..., F] -> [..., size], fp32: feature j goes to bucket j mod size with its sign; unchanged if F <= size."""
-    features = x_F.shape[-1]
-    if features <= size:
+def num_blocks(features: int, size: int) -> int:
+    """Blocks of `size` features that are added up; 0 if the side is small enough to be left as it is."""
+    return 0 if features <= size else -(-features // size)
+
+
+def block_sketch(x_F: Tensor, signs_J: Tensor, size: int) -> Tensor:
+    """[..., F] -> [..., size], fp32: x cut into J blocks of `size` features, added up with a random sign each.
+
+    Features j and k that meet in a bucket lie in different blocks, whose signs are independent: E[AᵀA] = I. One sign per
+    block, and not per feature, makes it a product of a vector and a matrix, without a temporary.
+    """
+    if not num_blocks(x_F.shape[-1], size):
         return x_F.float()
-    flipped = x_F * signs_F.to(x_F.dtype)
-    padded = F.pad(flipped, (0, -features % size))
-    return padded.unflatten(-1, (-1, size)).sum(-2, dtype=torch.float32)
+    padded = F.pad(x_F, (0, -x_F.shape[-1] % size)) if x_F.shape[-1] % size else x_F
+    return (signs_J.to(x_F.dtype) @ padded.unflatten(-1, (-1, size))).float()
 
 
 class SketchedWeightGradient(torch.autograd.Function):
@@ -57,11 +64,11 @@ class SketchedWeightGradient(torch.autograd.Function):
         virtual_Gpq: Tensor,
         groups_B: Tensor,
         positions_BN: Tensor,
-        signs_O: Tensor,
-        signs_I: Tensor,
+        signs_J: Tensor,
+        signs_L: Tensor,
         size: int,
     ) -> Tensor:
-        ctx.save_for_backward(x_BTI, groups_B, positions_BN, signs_O, signs_I)
+        ctx.save_for_backward(x_BTI, groups_B, positions_BN, signs_J, signs_L)
         ctx.size = size
         ctx.num_groups = virtual_Gpq.shape[0]
         return y_BTO.view_as(y_BTO)
@@ -69,10 +76,10 @@ class SketchedWeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (delta_BTO,) = grads
-        x_BTI, groups_B, positions_BN, signs_O, signs_I = ctx.saved_tensors
+        x_BTI, groups_B, positions_BN, signs_J, signs_L = ctx.saved_tensors
         rows_B1 = torch.arange(len(groups_B), device=groups_B.device)[:, None]
-        delta_BNp = count_sketch(delta_BTO[rows_B1, positions_BN], signs_O, ctx.size)
-        x_BNq = count_sketch(x_BTI[rows_B1, positions_BN], signs_I, ctx.size)
+        delta_BNp = block_sketch(delta_BTO[rows_B1, positions_BN], signs_J, ctx.size)
+        x_BNq = block_sketch(x_BTI[rows_B1, positions_BN], signs_L, ctx.size)
         scale = x_BTI.shape[1] / positions_BN.shape[1]
         sketch_Bpq = torch.bmm(delta_BNp.transpose(1, 2) * scale, x_BNq)
         grad_Gpq = sketch_Bpq.new_zeros(ctx.num_groups, *sketch_Bpq.shape[1:]).index_add_(0, groups_B, sketch_Bpq)
@@ -90,14 +97,9 @@ class SketchProbe(GradientProbe):
         super().__init__(layers, num_domains, halves)
         self.starts = torch.Generator()
         self.signs = torch.Generator(self.device)
-        # Sides that are sketched, and where their signs lie in the one vector that is drawn per step.
-        self._sides = [
-            (name, side)
-            for name, layer in layers.items()
-            for side, features in enumerate(layer.weight.shape)
-            if features > settings.size
-        ]
-        self._lengths = [self.layers[name].weight.shape[side] for name, side in self._sides]
+        # The output and input side of each layer; their signs are drawn as one vector per step.
+        self._sides = [(name, side) for name in layers for side in (0, 1)]
+        self._lengths = [num_blocks(layers[name].weight.shape[side], settings.size) for name, side in self._sides]
         self._signs: dict[tuple[str, int], Tensor] = {}
         self._positions_BN: dict[int, Tensor] = {}
 
@@ -117,7 +119,6 @@ class SketchProbe(GradientProbe):
         total = sum(self._lengths)
         bits = torch.randint(0, 2, (total,), generator=self.signs, device=self.device, dtype=torch.float32)
         self._signs = dict(zip(self._sides, (2 * bits - 1).split(self._lengths), strict=True))
-        self._none = bits[:0]
 
     def begin(self, domains_B: Tensor, tokens_B: Tensor) -> None:
         super().begin(domains_B, tokens_B)
@@ -142,8 +143,8 @@ class SketchProbe(GradientProbe):
             self.virtual[name],
             groups_B,
             self._positions(x_BTI.shape[1]),
-            self._signs.get((name, 0), self._none),
-            self._signs.get((name, 1), self._none),
+            self._signs[name, 0],
+            self._signs[name, 1],
             self.settings.size,
         )
 

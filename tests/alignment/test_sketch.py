@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from acodm_cli.alignment.probe import select_linear_layers
-from acodm_cli.alignment.sketch import SketchProbe, SketchSettings, count_sketch
+from acodm_cli.alignment.sketch import SketchProbe, SketchSettings, block_sketch, num_blocks
 from tests.alignment.reference import domain_gradients
 from tests.alignment.test_exact import NUM_DOMAINS, make_batch, make_model, one_pass_gram, watched_step
 
@@ -21,14 +21,15 @@ def sketched_grams(model: nn.Module, settings: SketchSettings, draws: int, rule:
     return torch.stack(grams)
 
 
-def test_count_sketch_keeps_inner_products_on_average() -> None:
+def test_block_sketch_keeps_inner_products_on_average() -> None:
     generator = torch.Generator().manual_seed(0)
     left_F, right_F = torch.randn(2, 70, generator=generator)
-    signs = torch.randint(0, 2, (4000, 70), generator=generator).float() * 2 - 1
-    products = (count_sketch(left_F, signs, 16) * count_sketch(right_F, signs, 16)).sum(-1)
+    signs = torch.randint(0, 2, (4000, num_blocks(70, 16)), generator=generator).float() * 2 - 1
+    sketches = [torch.stack([block_sketch(x_F, row, 16) for row in signs]) for x_F in (left_F, right_F)]
+    products = (sketches[0] * sketches[1]).sum(-1)
     error = products.mean() - left_F @ right_F
     assert error.abs() < 4 * products.std() / len(products) ** 0.5
-    assert torch.equal(count_sketch(left_F, signs[0], 70), left_F), "what is small stays exact"
+    assert torch.equal(block_sketch(left_F, signs[0], 70), left_F), "what is small stays exact"
 
 
 @pytest.mark.parametrize("settings", [SketchSettings(16, 1.0), SketchSettings(128, 0.25), SketchSettings(32, 0.5)])
