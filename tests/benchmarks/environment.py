@@ -24,8 +24,12 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
-        "command": " ".join(["python -m", sys.modules["__main__"].__spec__.name, *map(_without_folder, sys.argv[1:])]),
+        "command": " ".join(["python -m", _module(), *map(_without_folder, sys.argv[1:])]),
     }
+
+
+def _module() -> str:
+    return f"tests.benchmarks.{Path(sys.argv[0]).stem}"
 
 
 def _cpu_name() -> str:
