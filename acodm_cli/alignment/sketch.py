@@ -5,7 +5,7 @@ For a linear layer y = W x the gradient of group g is Σ_{t∈g} δ_t x_tᵀ. Tw
 - Two-sided block sketch: S_g = Σ_{t∈g} (A δ_t)(B x_t)ᵀ. A and B add up blocks of features with random signs (one pass
   of additions); a side that is small already is left as it is. E[AᵀA] = I, so E⟨S_g, S_h⟩ = ⟨g_g, g_h⟩. It is a count
   sketch (Charikar, Chen, Farach-Colton 2002; Weinberger et al., 0902.2206) with one sign per block.
-- Token sampling: of each sequence's T positions only n are looked at, evenly spaced from a random start and scaled by T/n.
+- Token sampling, if wanted: of each sequence's T positions only n are looked at, evenly spaced from a random start and scaled by T/n.
   Starts are independent between sequences, so products of different sequences' gradients are unbiased too.
 
 Signs and starts are drawn afresh at each step, as a function of (seed, step): errors average out in the reward's moving
@@ -29,7 +29,7 @@ class SketchSettings:
     """size: features kept per side of a layer (p and q). share: of the positions looked at, 0 to 1."""
 
     size: int = 64
-    share: float = 0.125
+    share: float = 1.0
 
 
 def num_blocks(features: int, size: int) -> int:
@@ -77,13 +77,15 @@ class SketchedWeightGradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (delta_BTO,) = grads
         x_BTI, groups_B, positions_BN, signs_J, signs_L = ctx.saved_tensors
-        rows_B1 = torch.arange(len(groups_B), device=groups_B.device)[:, None]
-        delta_BNp = block_sketch(delta_BTO[rows_B1, positions_BN], signs_J, ctx.size)
-        x_BNq = block_sketch(x_BTI[rows_B1, positions_BN], signs_L, ctx.size)
         scale = x_BTI.shape[1] / positions_BN.shape[1]
-        sketch_Bpq = torch.bmm(delta_BNp.transpose(1, 2) * scale, x_BNq)
+        if scale > 1:
+            rows_B1 = torch.arange(len(groups_B), device=groups_B.device)[:, None]
+            delta_BTO, x_BTI = delta_BTO[rows_B1, positions_BN], x_BTI[rows_B1, positions_BN]
+        delta_BNp = block_sketch(delta_BTO, signs_J, ctx.size)
+        x_BNq = block_sketch(x_BTI, signs_L, ctx.size)
+        sketch_Bpq = torch.bmm(delta_BNp.transpose(1, 2), x_BNq) * scale
         grad_Gpq = sketch_Bpq.new_zeros(ctx.num_groups, *sketch_Bpq.shape[1:]).index_add_(0, groups_B, sketch_Bpq)
-        return delta_BTO, None, grad_Gpq, None, None, None, None, None
+        return grads[0], None, grad_Gpq, None, None, None, None, None
 
 
 class SketchProbe(GradientProbe):

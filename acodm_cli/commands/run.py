@@ -139,7 +139,7 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
     mixer = _make_mixer(settings, corpus, prior_K, schedule)
     with memory_errors(settings):
         model = build_model(config, settings.seed, compute.device)
-        probe = _make_probe(settings, model, mixer, len(corpus.names), compute) if mixer.needs_gram else None
+        probe = _make_probe(settings, model, len(corpus.names), compute) if mixer.needs_gram else None
         trainer = Trainer(model, corpus, mixer, _train_settings(settings, config.vocab_size, compute), compute, probe)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recorder = Recorder(corpus.names)
@@ -204,17 +204,15 @@ def _automatic_micro_batch(settings: RunSettings, vocab_size: int, compute: Comp
     return -(-settings.batch // parts)
 
 
-def _make_probe(
-    settings: RunSettings, model: nn.Module, mixer: Mixer, num_domains: int, compute: Compute
-) -> GradientProbe:
+def _make_probe(settings: RunSettings, model: nn.Module, num_domains: int, compute: Compute) -> GradientProbe:
     """Raises ResourceError if the gradients it keeps would not fit."""
     layers = select_linear_layers(model, settings.alignment_layers)
     probe: GradientProbe
     if settings.alignment == "exact":
-        probe = ExactProbe(layers, num_domains, mixer.needs_self_term)
+        probe = ExactProbe(layers, num_domains, halves=True)
     else:
         sketch = SketchSettings(settings.alignment_size, settings.alignment_share)
-        probe = SketchProbe(layers, num_domains, mixer.needs_self_term, settings.seed, sketch)
+        probe = SketchProbe(layers, num_domains, True, settings.seed, sketch)
     if compute.device.type == "cuda":
         free = torch.cuda.mem_get_info(compute.device)[0]
     else:

@@ -137,7 +137,7 @@ class Trainer:
                 learning_rate=lr,
                 gradient_norm=gradient_norm,
                 interaction_energy=math.nan if gram_KK is None else interaction_energy(gram_KK, weights_K),
-                self_energy=math.nan if gram_KK is None else self_magnitude(gram_KK, weights_K),
+                self_energy=math.nan if self_K is None else self_magnitude(self_K, weights_K),
                 report=report,
                 validation_K=self._validate_if_due(),
                 seconds=seconds,

@@ -51,8 +51,8 @@ class Feedback:
     """What happened in one step.
 
     weights_K: the executed weights, the probabilities P that drew the batch. samples_K: sequences drawn.
-    gram_KK: Gram matrix of the domain gradients, None unless the mixer asked for it. self_K: unbiased ‖g_i‖², NaN
-    where the batch does not give it. next_observation: the state that the step led to.
+    gram_KK: Gram matrix of the domain gradients and self_K: unbiased ‖g_i‖², NaN where the batch does not
+    give it; both None unless the mixer asked for the Gram matrix. next_observation: the state that the step led to.
     """
 
     observation: Observation
@@ -77,12 +77,11 @@ class Mixer(Protocol):
     """Decides domain weights.
 
     name: as recorded. needs_gram: whether `observe` wants the Gram matrix; without it, no per-domain gradient is
-    computed. needs_self_term: whether it wants the unbiased ‖g_i‖² too. depths: relative depths (0 first block, 1 last) at which to read weight norms.
+    computed. depths: relative depths (0 first block, 1 last) at which to read weight norms.
     """
 
     name: str
     needs_gram: bool
-    needs_self_term: bool
     depths: tuple[float, ...]
 
     def weights(self, observation: Observation) -> Array:
@@ -111,7 +110,6 @@ class StaticMixer:
     weights_K: Array
     name: str = "static"
     needs_gram: bool = False
-    needs_self_term: bool = False
     depths: tuple[float, ...] = field(default=())
 
     def weights(self, observation: Observation) -> Array:

@@ -21,7 +21,6 @@ class ReplayMixer:
 
     name = "replay"
     needs_gram = False
-    needs_self_term = False
     depths: tuple[float, ...] = ()
 
     def __init__(self, weights_SK: Array, tokens_S: Array, by: ReplayAlignment) -> None:

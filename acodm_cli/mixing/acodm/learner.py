@@ -32,7 +32,6 @@ class AcOdmLearner:
     def __init__(self, prior_K: Array, settings: AgentSettings, seed: int, initial: FrozenPolicy | None = None) -> None:
         self.agent_settings = settings
         self.depths = settings.relative_depths()
-        self.needs_self_term = settings.self_term
         self.exploring = True
         self.latest_losses: tuple[float | None, float | None] = (None, None)
         size = state_size(len(prior_K), settings.depths)
@@ -65,7 +64,7 @@ class AcOdmLearner:
     def observe(self, feedback: Feedback) -> Report:
         assert feedback.gram_KK is not None
         alignment_K = gradient_alignment(feedback.gram_KK)
-        self_K = feedback.self_K if self.needs_self_term else None
+        self_K = feedback.self_K if self.agent_settings.self_term else None
         reward_K = self.reward.update(alignment_K, feedback.weights_K, feedback.samples_K > 0, self_K)
         state_S = encode_state(feedback.observation)
         next_state_S = encode_state(feedback.next_observation)

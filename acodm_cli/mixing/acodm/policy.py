@@ -135,7 +135,6 @@ class FrozenPolicy:
 
     name = "policy"
     needs_gram = False
-    needs_self_term = False
 
     def __init__(self, actor: Actor, normalizer: RunningNormalizer, settings: AgentSettings) -> None:
         self.actor = actor
