@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
 import torch
+from safetensors.torch import load, save
 
 from tests.commands.conftest import acodm, contents
 from tests.conftest import write_corpus
@@ -105,12 +105,12 @@ def without_acodm(metadata: dict[bytes, bytes]) -> None:
 
 def wrong_shape(metadata: dict[bytes, bytes]) -> None:
     data = base64.b64decode(metadata[b"acodm.policy"])
-    tensors = safetensors.torch.load(data)
+    tensors = load(data)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])["__metadata__"]
     name = max(tensors, key=lambda name: tensors[name].numel())
     tensors[name] = torch.zeros(3, 3)
-    metadata[b"acodm.policy"] = base64.b64encode(safetensors.torch.save(tensors, header))
+    metadata[b"acodm.policy"] = base64.b64encode(save(tensors, header))
 
 
 def test_schedules_that_are_not(proxy: Path, small: list[object], tmp_path: Path, out: Path) -> None:
