@@ -11,7 +11,7 @@ import typer
 
 from acodm_cli import __version__
 from acodm_cli.config import (
-    DEFAULT_ALIGNMENT_SHARE,
+    DEFAULT_ALIGNMENT_ROTATION,
     DEFAULT_ALIGNMENT_SIZE,
     DEFAULT_BATCH,
     DEFAULT_ESTIMATOR,
@@ -90,13 +90,12 @@ Alignment = Annotated[
 AlignmentSize = Annotated[
     int, _option("--alignment-size", "Features that a sketch keeps per side of a layer.", MIXING, min=1, max=4096)
 ]
-AlignmentShare = Annotated[
-    float,
-    _option("--alignment-share", "Share of the token positions that a sketch looks at.", MIXING, min=1e-4, max=1.0),
+AlignmentRotation = Annotated[
+    int, _option("--alignment-rotation", "Look at one transformer block in so many per step, in turn.", MIXING, min=1)
 ]
 AlignmentLayers = Annotated[
     str,
-    _option("--alignment-layers", "Linear layers whose gradients make the reward: all, attention, mlp, unembedding, or "
+    _option("--alignment-layers", "Layers whose gradients make the reward: all, attention, mlp, embedding, unembedding, or "
                                   "name patterns, separated by commas.", MIXING),
 ]  # fmt: skip
 
@@ -134,7 +133,7 @@ def proxy_train(
     agent_option: AgentOption = None,
     alignment: Alignment = DEFAULT_ESTIMATOR,
     alignment_size: AlignmentSize = DEFAULT_ALIGNMENT_SIZE,
-    alignment_share: AlignmentShare = DEFAULT_ALIGNMENT_SHARE,
+    alignment_rotation: AlignmentRotation = DEFAULT_ALIGNMENT_ROTATION,
     alignment_layers: AlignmentLayers = "all",
     out: Annotated[Path, _option("--out", "The schedule to write.", FILES)] = Path("out.parquet"),
     save_model: Annotated[
@@ -197,7 +196,7 @@ def apply(
     agent_option: AgentOption = None,
     alignment: Alignment = DEFAULT_ESTIMATOR,
     alignment_size: AlignmentSize = DEFAULT_ALIGNMENT_SIZE,
-    alignment_share: AlignmentShare = DEFAULT_ALIGNMENT_SHARE,
+    alignment_rotation: AlignmentRotation = DEFAULT_ALIGNMENT_ROTATION,
     alignment_layers: AlignmentLayers = "all",
     out: Annotated[Path, _option("--out", "The record of this run, in the schedule format.", FILES)] = Path(
         "applied.parquet"

@@ -18,7 +18,7 @@ DEFAULT_BATCH = 32
 DEFAULT_SEED = 0
 DEFAULT_ESTIMATOR: Estimator = "sketch"
 DEFAULT_ALIGNMENT_SIZE = 64
-DEFAULT_ALIGNMENT_SHARE = 1.0
+DEFAULT_ALIGNMENT_ROTATION = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RunSettings:
     agent_options: dict[str, str] | None = None
     alignment: Estimator = DEFAULT_ESTIMATOR
     alignment_size: int = DEFAULT_ALIGNMENT_SIZE
-    alignment_share: float = DEFAULT_ALIGNMENT_SHARE
+    alignment_rotation: int = DEFAULT_ALIGNMENT_ROTATION
     alignment_layers: str = "all"
     schedule: str | None = None
     mode: ApplyMode = "auto"

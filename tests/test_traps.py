@@ -10,9 +10,9 @@ import torch
 
 from acodm_cli.alignment.exact import ExactProbe
 from acodm_cli.alignment.gram import gradient_alignment
-from acodm_cli.alignment.probe import select_linear_layers
+from acodm_cli.alignment.probe import select_layers
 from acodm_cli.corpus.corpus import Corpus
-from acodm_cli.engine.evaluate import token_losses
+from acodm_cli.engine.loss import token_losses
 from acodm_cli.mixing.acodm.agent import Agent, actor_objective
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.reward import AlignmentReward, standardise
@@ -73,13 +73,13 @@ def test_trap_4_each_domain_is_normalised_by_its_own_tokens_once(corpus: Corpus)
     trainer = make_trainer(corpus, static())
     batch = trainer.sampler.draw(np.array([0.7, 0.1, 0.1, 0.1]))
     labels_BT = batch.tokens_BS[:, 1:]
-    layers = select_linear_layers(trainer.model, "all")
+    layers = select_layers(trainer.model, "all")
     parameters = [layer.weight for layer in layers.values()]
     gradients_KP = domain_gradients(trainer.model, parameters, batch.tokens_BS, labels_BT, batch.domains_B, 4)
     probe = ExactProbe(layers, 4, halves=False)
-    probe.start(0)
+    probe.start(0, batch.domains_B, torch.full_like(batch.domains_B, labels_BT.shape[1]))
     for rows in (slice(0, 3), slice(3, 6), slice(6, 8)):
-        probe.begin(batch.domains_B[rows], torch.full_like(batch.domains_B[rows], labels_BT.shape[1]))
+        probe.begin(rows)
         losses_BT = token_losses(trainer.model, batch.tokens_BS[rows, :-1], labels_BT[rows])
         (losses_BT.sum() / labels_BT.numel()).backward()
     devices = {virtual.grad.device for virtual in probe.virtual.values() if virtual.grad is not None}
@@ -115,7 +115,7 @@ def test_trap_6_default_layers_see_the_full_gradient(corpus: Corpus) -> None:
     trainer = make_trainer(corpus, static(), steps=60)
     list(trainer.steps())
     model = trainer.model
-    mlp = list(select_linear_layers(model, "*.mlp.dense_4h_to_h"))
+    mlp = list(select_layers(model, "*.mlp.dense_4h_to_h"))
     selections = {"all": "all", "three": ",".join([mlp[0], mlp[2], mlp[4]])}
     truths: list[np.ndarray] = []
     found: dict[str, list[np.ndarray]] = {name: [] for name in selections}
@@ -125,7 +125,7 @@ def test_trap_6_default_layers_see_the_full_gradient(corpus: Corpus) -> None:
         everything = domain_gradients(model, list(model.parameters()), batch.tokens_BS, labels_BT, batch.domains_B, 4)
         truths.append(gradient_alignment((everything @ everything.T).numpy()))
         for name, rule in selections.items():
-            weights = [layer.weight for layer in select_linear_layers(model, rule).values()]
+            weights = [layer.weight for layer in select_layers(model, rule).values()]
             part = domain_gradients(model, weights, batch.tokens_BS, labels_BT, batch.domains_B, 4)
             found[name].append(gradient_alignment((part @ part.T).numpy()))
     truth = np.concatenate(truths)

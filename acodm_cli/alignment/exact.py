@@ -1,9 +1,4 @@
-"""Exact per-domain gradients of linear layers, out of the one ordinary backward pass.
-
-Give every group of sequences its own virtual copy of a layer's weight: y_t = (W + V[group(t)]) x_t, with V = 0. The
-forward pass is unchanged, and dL/dV[g] is the gradient that group g contributes to W. Autograd then does the rest as
-it does for any parameter: gradient accumulation adds up, and data-parallel ranks may sum V.grad.
-"""
+"""Exact per-domain gradients of weight matrices, out of the one ordinary backward pass."""
 
 from __future__ import annotations
 
@@ -16,42 +11,41 @@ from acodm_cli.alignment.probe import GradientProbe
 
 
 class GroupedWeightGradient(torch.autograd.Function):
-    """Identity on y that sends Σ_{t∈g} δ_t x_tᵀ to the gradient of the virtual weights V[g].
+    """Identity on y that sends Σ_{t∈g} δ_t x_tᵀ to the gradient of the virtual weights V[g]: y_t = (W + V[g(t)]) x_t.
 
-    y_BTO: output of the linear layer; x_BTI: its input; virtual_GOI: the (zero) virtual weights; groups_B: each
-    sequence's group.
+    y_BTO: output of the linear layer; x_BTI: its input, or the token ids [B, T] of an embedding; virtual_nOI: the (zero)
+    virtual weights, [n, V, O] for an embedding; slots_B: each sequence's group.
     """
 
     @staticmethod
-    def forward(ctx: Any, y_BTO: Tensor, x_BTI: Tensor, virtual_GOI: Tensor, groups_B: Tensor) -> Tensor:
-        # x is what the linear layer itself keeps for its backward pass: saving it again costs no memory.
-        ctx.save_for_backward(x_BTI, groups_B)
-        ctx.virtual_shape = virtual_GOI.shape
+    def forward(ctx: Any, y_BTO: Tensor, x_BTI: Tensor, virtual_nOI: Tensor, slots_B: Tensor) -> Tensor:
+        # x is what the layer itself keeps for its backward pass: saving it again costs no memory.
+        ctx.save_for_backward(x_BTI, slots_B)
+        ctx.virtual_shape = virtual_nOI.shape
         return y_BTO.view_as(y_BTO)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
         (delta_BTO,) = grads
-        x_BTI, groups_B = ctx.saved_tensors
-        grad_GOI = torch.zeros(ctx.virtual_shape, dtype=torch.float32, device=delta_BTO.device)
-        for group in groups_B.unique().tolist():
-            rows = groups_B == group
-            delta_NO = delta_BTO[rows].flatten(0, 1)
-            grad_GOI[group] = delta_NO.T @ x_BTI[rows].flatten(0, 1).to(delta_NO.dtype)
-        return delta_BTO, None, grad_GOI, None
+        x_BTI, slots_B = ctx.saved_tensors
+        grad_nOI = torch.zeros(ctx.virtual_shape, dtype=torch.float32, device=delta_BTO.device)
+        if x_BTI.is_floating_point():
+            for delta_TO, x_TI, slot in zip(delta_BTO, x_BTI, slots_B.split(1), strict=True):
+                grad_nOI.index_add_(0, slot, (delta_TO.T @ x_TI.to(delta_TO.dtype)).float().unsqueeze(0))
+        else:
+            rows_BT = slots_B[:, None] * ctx.virtual_shape[1] + x_BTI
+            grad_nOI.flatten(0, 1).index_add_(0, rows_BT.flatten(), delta_BTO.flatten(0, 1).float())
+        return delta_BTO, None, grad_nOI, None
 
 
 class ExactProbe(GradientProbe):
-    """For tests, and as the truth that estimates are compared with: takes G·P floats for P watched weights."""
+    """For tests, and as the truth that estimates are compared with: takes n·P floats for P watched weights."""
 
-    def _make_virtual(self, name: str) -> Tensor:
-        weight = self.layers[name].weight
-        # One zero, expanded: a leaf of the right shape that takes no memory.
-        zero = torch.zeros((), device=weight.device)
-        return zero.expand(self.num_groups, *weight.shape).requires_grad_()
+    reads_whole_gradients = True
 
-    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, groups_B: Tensor) -> Tensor:
-        return GroupedWeightGradient.apply(y_BTO, x_BTI, self.virtual[name], groups_B)
+    def virtual_shape(self, weight_OI: Tensor) -> tuple[int, int]:
+        rows, columns = weight_OI.shape
+        return rows, columns
 
-    def bytes_needed(self) -> int:
-        return 4 * self.num_groups * sum(layer.weight.numel() for layer in self.layers.values())
+    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, slots_B: Tensor) -> Tensor:
+        return GroupedWeightGradient.apply(y_BTO, x_BTI, self.virtual[name], slots_B)

@@ -1,8 +1,8 @@
-"""Gradient probe: watches the linear layers of a model during its ordinary backward pass and gives the Gram matrix of
+"""Gradient probe: watches the weight matrices of a model during its ordinary backward pass and gives the Gram matrix of
 the domains' gradients.
 
 Shape letters: B sequences, T positions, I and O a layer's input and output features, K domains, G groups. A group is
-a domain, or one half of a domain's sequences where an unbiased ‖g_i‖² is wanted.
+a domain, or one half of a domain's sequences where an unbiased ‖g_i‖² is wanted. n groups that are present in a batch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -18,41 +19,52 @@ from torch import Tensor, nn
 
 from acodm_cli.errors import UsageError
 
-LAYER_RULES = ("all", "attention", "mlp", "unembedding")
+if TYPE_CHECKING:
+    from acodm_cli.alignment.sketch import BlockSketch
+
+Layer = nn.Linear | nn.Embedding
+LAYER_RULES = ("all", "attention", "mlp", "embedding", "unembedding")
 
 
-def select_linear_layers(model: nn.Module, rule: str) -> dict[str, nn.Linear]:
-    """Linear layers of a causal language model, by rule.
+def select_layers(model: nn.Module, rule: str) -> dict[str, Layer]:
+    """Linear layers and the input embedding of a causal language model, by rule.
 
-    rule: `all`, `attention`, `mlp`, `unembedding`, or several of these and of module-name patterns
+    rule: `all`, `attention`, `mlp`, `embedding`, `unembedding`, or several of these and of module-name patterns
     (`*.mlp.*`), separated by commas.
 
     Raises:
         UsageError: a rule selects nothing.
     """
-    head = model.get_output_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    selected: dict[str, nn.Linear] = {}
+    embedding = head = None
+    if isinstance(model, transformers.PreTrainedModel):
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    known: dict[str, Layer] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Embedding) and module is embedding):
+            known[name] = module
+    selected: set[str] = set()
     for part in (part.strip() for part in rule.split(",")):
-        chosen = {name: module for name, module in linear.items() if _matches(name, module is head, part)}
+        chosen = {name for name, module in known.items() if _matches(name, module, part, embedding, head)}
         if not chosen:
             rules = ", ".join(LAYER_RULES)
             raise UsageError(
-                f"--alignment-layers {part!r} selects no linear layer; use {rules}, or a pattern such as "
-                f"'{next(iter(linear), '*.mlp.*')}'"
+                f"--alignment-layers {part!r} selects no layer; use {rules}, or a pattern such as "
+                f"'{next(iter(known), '*.mlp.*')}'"
             )
         selected |= chosen
-    return {name: module for name, module in linear.items() if name in selected}
+    return {name: module for name, module in known.items() if name in selected}
 
 
-def _matches(name: str, is_head: bool, part: str) -> bool:
+def _matches(name: str, module: nn.Module, part: str, embedding: nn.Module | None, head: nn.Module | None) -> bool:
     if part == "all":
         return True
+    if part == "embedding":
+        return module is embedding
     if part == "unembedding":
-        return is_head
+        return module is head
     if part in ("attention", "mlp"):
         needle = "attn" if part == "attention" else "mlp"
-        return not is_head and needle in name.replace("attention", "attn")
+        return module is not head and needle in name.replace("attention", "attn")
     return fnmatchcase(name, part)
 
 
@@ -69,85 +81,133 @@ class DomainGradients:
 
 
 class GradientProbe(ABC):
-    """Per-domain gradients of the selected linear layers' weights.
+    """Per-domain gradients of the selected layers' weights.
 
-    Use: `start` a step; `begin` before each micro-batch's forward pass; any number of forward and backward passes,
-    all of Σ_t ce_t / N over the N predicted tokens of the step; `finish` once. Outside of that (validation) it is
-    inert.
+    Every group of sequences is given its own virtual copy V[g] = 0 of a weight (or of its sketch): the forward pass is
+    unchanged, and dL/dV[g] is what group g contributes to the weight's gradient. Autograd then treats it as it does any
+    parameter. Layers that share a weight share its virtual copies.
+
+    Use: `start` a step; `begin` before each micro-batch's forward pass; forward and backward passes of Σ_t ce_t / N
+    over the N predicted tokens of the step; `finish` once. Outside of that (validation) it is inert. With data-parallel
+    ranks every rank starts with the same global batch, begins its own rows, and finishes with one all-reduce.
     """
 
-    def __init__(self, layers: dict[str, nn.Linear], num_domains: int, halves: bool) -> None:
+    # Whether the watched layers must run their own forward pass, the unembedding included.
+    reads_whole_gradients: bool
+
+    def __init__(self, layers: dict[str, Layer], num_domains: int, halves: bool) -> None:
         """halves: split every domain's sequences into two groups, for an unbiased ‖g_i‖²."""
         assert layers
         assert num_domains > 0
         self.layers = layers
         self.num_domains = num_domains
         self.halves = 2 if halves else 1
-        self.num_groups = num_domains * self.halves
-        self.device = next(iter(layers.values())).weight.device
-        self.sequences_K = torch.zeros(num_domains, dtype=torch.int64)
-        self.tokens_G = torch.zeros(self.num_groups, dtype=torch.int64)
-        self.groups_B: Tensor | None = None
-        self.virtual = {name: self._make_virtual(name) for name in layers}
+        weights = {name: layer.weight for name, layer in layers.items()}
+        self.device = next(iter(weights.values())).device
+        # The first layer that holds a weight owns its virtual copies.
+        first = {id(weight): name for name, weight in reversed(weights.items())}
+        self.owner = {name: first[id(weight)] for name, weight in weights.items()}
+        self.weights = {name: weight for name, weight in weights.items() if self.owner[name] == name}
+        self.watched = set(self.weights)
+        self.virtual: dict[str, Tensor] = {}
+        self.capacity = 0
+        self.slots_B: Tensor | None = None
         self._own_forward = {name: layer.forward for name, layer in layers.items()}
         for name, layer in layers.items():
-            layer.forward = self._watched(name, layer.forward)  # type: ignore[method-assign, assignment]
+            layer.forward = self._watched_forward(name, layer.forward)  # type: ignore[method-assign, assignment]
 
     @abstractmethod
-    def _make_virtual(self, name: str) -> Tensor:
-        """The leaf that a layer's per-group gradient goes to. [G, ...]"""
+    def virtual_shape(self, weight_OI: Tensor) -> tuple[int, int]:
+        """Of one group's virtual copy of a weight."""
 
     @abstractmethod
-    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, groups_B: Tensor) -> Tensor:
-        """y, with the backward pass arranged to fill the gradient of the virtual weight."""
+    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, slots_B: Tensor) -> Tensor:
+        """y, with the backward pass arranged to fill the virtual copies' gradient. x: int64 token ids [B, T] for an embedding."""
 
-    @abstractmethod
-    def bytes_needed(self) -> int: ...
+    def output_sketch(self, weight_OI: Tensor) -> BlockSketch | None:
+        """What a fused loss is to apply to the gradient of the logits, None if that is not watched."""
+        return None
 
-    def _watched(self, name: str, own_forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def add_output(self, weight_OI: Tensor, delta_BTp: Tensor, x_BTI: Tensor) -> None:
+        """From a fused loss: the sketched gradient of the logits and the hidden states."""
+        raise NotImplementedError
+
+    def importance(self, name: str) -> float:
+        """One over the probability with which this weight is watched in a step."""
+        return 1.0
+
+    def bytes_needed(self, batch: int) -> int:
+        """For a global batch of so many sequences."""
+        groups = min(batch, self.num_domains * self.halves)
+        shapes = [self.virtual_shape(weight) for weight in self.weights.values()]
+        return 4 * groups * sum(rows * columns for rows, columns in shapes)
+
+    def _watched_forward(self, name: str, own_forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        owner = self.owner[name]
+
         def forward(x_BTI: Tensor) -> Tensor:
-            if self.groups_B is None or not torch.is_grad_enabled():
+            if self.slots_B is None or owner not in self.watched or not torch.is_grad_enabled():
                 return own_forward(x_BTI)
-            if torch.is_autocast_enabled(x_BTI.device.type):
+            if x_BTI.is_floating_point() and torch.is_autocast_enabled(x_BTI.device.type):
                 # Cast once here, so that the layer and the probe keep the same tensor for backward.
                 x_BTI = x_BTI.to(torch.get_autocast_dtype(x_BTI.device.type))
-            return self._watch(name, own_forward(x_BTI), x_BTI, self.groups_B)
+            return self._watch(owner, own_forward(x_BTI), x_BTI, self.slots_B)
 
         return forward
 
-    def start(self, step: int) -> None:
-        """Begin a step with empty gradients."""
-        self.sequences_K.zero_()
-        self.tokens_G.zero_()
+    def start(self, step: int, domains_B: Tensor, tokens_B: Tensor) -> None:
+        """Begin a step. domains_B: each sequence's domain; tokens_B: its predicted tokens; int64, on the host, of the
+        global batch. A domain's sequences go to its halves in turn."""
+        seen_K = [0] * self.num_domains
+        groups = []
+        for domain in domains_B.tolist():
+            groups.append(domain * self.halves + seen_K[domain] % self.halves)
+            seen_K[domain] += 1
+        groups_B = torch.tensor(groups)
+        self.tokens_G = torch.zeros(self.num_domains * self.halves, dtype=torch.int64).index_add_(0, groups_B, tokens_B)
+        self.present_n, self._slots_of_batch_B = groups_B.unique(return_inverse=True)
+        capacity = min(len(domains_B), self.num_domains * self.halves)
+        if capacity != self.capacity:
+            self.capacity = capacity
+            # One zero, expanded: a leaf of the right shape that takes no memory.
+            zero = torch.zeros((), device=self.device)
+            self.virtual = {
+                name: zero.expand(capacity, *self.virtual_shape(weight)).requires_grad_()
+                for name, weight in self.weights.items()
+            }
         for virtual in self.virtual.values():
             virtual.grad = None
 
-    def begin(self, domains_B: Tensor, tokens_B: Tensor) -> None:
-        """Announce a micro-batch. domains_B: each sequence's domain; tokens_B: its predicted tokens; int64, on the host.
-
-        A domain's sequences go to its halves in turn.
-        """
-        groups = []
-        for domain in domains_B.tolist():
-            groups.append(domain * self.halves + int(self.sequences_K[domain]) % self.halves)
-            self.sequences_K[domain] += 1
-        groups_B = torch.tensor(groups)
-        self.tokens_G.index_add_(0, groups_B, tokens_B)
-        self.groups_B = groups_B.to(self.device, non_blocking=True)
+    def begin(self, rows: slice) -> None:
+        """Announce a micro-batch: these sequences of the global batch."""
+        self.slots_B = self._slots_of_batch_B[rows].to(self.device, non_blocking=True)
 
     def finish(self) -> DomainGradients:
         """The Gram matrix of the step."""
-        self.groups_B = None
-        return domain_gradients(self._gram_of_sums().to("cpu", torch.float64), self.tokens_G.double(), self.halves)
+        self.slots_B = None
+        sums = self._sums()
+        gram_nn = torch.zeros(self.capacity, self.capacity, device=self.device)
+        for name, sum_nP in sums.items():
+            gram_nn.addmm_(sum_nP, sum_nP.T, alpha=self.importance(name))
+        num_groups, present = len(self.tokens_G), len(self.present_n)
+        gram_GG = torch.zeros(num_groups, num_groups, dtype=torch.float64)
+        rows_n1 = self.present_n[:, None]
+        gram_GG[rows_n1, self.present_n] = gram_nn[:present, :present].to("cpu", torch.float64)
+        return domain_gradients(gram_GG, self.tokens_G.double(), self.halves)
 
-    def _gram_of_sums(self) -> Tensor:
-        """⟨S_g, S_h⟩, where S_g is the gradient that group g contributes to that of the step's loss. [G, G]"""
-        gram_GG = torch.zeros(self.num_groups, self.num_groups, dtype=torch.float32, device=self.device)
-        for virtual in self.virtual.values():
-            if virtual.grad is not None:
-                grad_GP = virtual.grad.flatten(1)
-                gram_GG += grad_GP @ grad_GP.T
-        return gram_GG
+    def _sums(self) -> dict[str, Tensor]:
+        """Watched weight -> what each present group contributes to its gradient. [n, P]"""
+        sums = {}
+        for name in self.weights:
+            grad = self.virtual[name].grad
+            if grad is not None:
+                sums[name] = grad.flatten(1)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Every rank watches the same weights, and groups have the same slots on all.
+            together_nP = torch.cat(list(sums.values()), dim=1)
+            torch.distributed.all_reduce(together_nP)
+            sums = dict(zip(sums, together_nP.split([s.shape[1] for s in sums.values()], dim=1), strict=True))
+        return sums
 
     def remove(self) -> None:
         """Give the layers the forward back that they had. Probes on the same layers go in reverse order."""

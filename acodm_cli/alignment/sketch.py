@@ -1,15 +1,16 @@
-"""Sketched per-domain gradients: unbiased inner products of all linear layers' gradients for the price of a glance.
+"""Sketched per-domain gradients: unbiased inner products of all weight matrices' gradients for the price of a glance.
 
 For a linear layer y = W x the gradient of group g is Σ_{t∈g} δ_t x_tᵀ. Two things make its inner products cheap:
 
 - Two-sided block sketch: S_g = Σ_{t∈g} (A δ_t)(B x_t)ᵀ. A and B add up blocks of features with random signs (one pass
   of additions); a side that is small already is left as it is. E[AᵀA] = I, so E⟨S_g, S_h⟩ = ⟨g_g, g_h⟩. It is a count
-  sketch (Charikar, Chen, Farach-Colton 2002; Weinberger et al., 0902.2206) with one sign per block.
-- Token sampling, if wanted: of each sequence's T positions only n are looked at, evenly spaced from a random start and scaled by T/n.
-  Starts are independent between sequences, so products of different sequences' gradients are unbiased too.
+  sketch (Charikar, Chen, Farach-Colton 2002; Weinberger et al., 0902.2206) with one sign per block. The input embedding is
+  the linear layer of one-hot x.
+- Rotation: of the transformer blocks, one in `rotation` is looked at in a step, in an order drawn for each round, and what it
+  shows counts `rotation` times. The embeddings, in which most of the early gradient lies, are looked at in every step.
 
-Signs and starts are drawn afresh at each step, as a function of (seed, step): errors average out in the reward's moving
-average instead of becoming a bias, a resumed run draws the same, and so do data-parallel ranks.
+Signs and order are functions of (seed, step): errors average out in the reward's moving average instead of becoming a
+bias, a resumed run draws the same, and so do data-parallel ranks.
 """
 
 from __future__ import annotations
@@ -18,18 +19,46 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from acodm_cli.alignment.probe import GradientProbe
+from acodm_cli.alignment.probe import GradientProbe, Layer
 
 
 @dataclass(frozen=True)
 class SketchSettings:
-    """size: features kept per side of a layer (p and q). share: of the positions looked at, 0 to 1."""
+    """size: features kept per side of a weight (p and q). rotation: one transformer block in so many per step."""
 
     size: int = 64
-    share: float = 1.0
+    rotation: int = 1
+
+
+@dataclass(frozen=True)
+class BlockSketch:
+    """A random [size, F] matrix with E[AᵀA] = I: features cut into J blocks of `size`, added up with a sign each.
+
+    Features that meet in a bucket lie in different blocks, whose signs are independent. One sign per block, and not per
+    feature, makes it a product of a vector and a matrix, without a temporary. No signs: F ≤ size, left as it is.
+    """
+
+    signs_J: Tensor
+    size: int
+
+    def __call__(self, x_F: Tensor) -> Tensor:
+        """[..., F] -> [..., size], fp32"""
+        if not len(self.signs_J):
+            return x_F.float()
+        padded = F.pad(x_F, (0, -x_F.shape[-1] % self.size)) if x_F.shape[-1] % self.size else x_F
+        return (self.signs_J.to(x_F.dtype) @ padded.unflatten(-1, (-1, self.size))).float()
+
+    def width(self, features: int) -> int:
+        return min(features, self.size)
+
+    def of_one_hot(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The (bucket, sign) that a one-hot vector goes to; both in the shape of index."""
+        if not len(self.signs_J):
+            return index, torch.ones_like(index, dtype=torch.float32)
+        return index % self.size, self.signs_J[index // self.size]
 
 
 def num_blocks(features: int, size: int) -> int:
@@ -37,120 +66,126 @@ def num_blocks(features: int, size: int) -> int:
     return 0 if features <= size else -(-features // size)
 
 
-def block_sketch(x_F: Tensor, signs_J: Tensor, size: int) -> Tensor:
-    """[..., F] -> [..., size], fp32: x cut into J blocks of `size` features, added up with a random sign each.
-
-    Features j and k that meet in a bucket lie in different blocks, whose signs are independent: E[AᵀA] = I. One sign per
-    block, and not per feature, makes it a product of a vector and a matrix, without a temporary.
-    """
-    if not num_blocks(x_F.shape[-1], size):
-        return x_F.float()
-    padded = F.pad(x_F, (0, -x_F.shape[-1] % size)) if x_F.shape[-1] % size else x_F
-    return (signs_J.to(x_F.dtype) @ padded.unflatten(-1, (-1, size))).float()
+def sums_by_group(delta_BTp: Tensor, x_BTq: Tensor, slots_B: Tensor, num_slots: int) -> Tensor:
+    """Σ_{t∈g} δ_t x_tᵀ. [n, p, q]"""
+    sketch_Bpq = torch.bmm(delta_BTp.transpose(1, 2), x_BTq)
+    return sketch_Bpq.new_zeros(num_slots, *sketch_Bpq.shape[1:]).index_add_(0, slots_B, sketch_Bpq)
 
 
 class SketchedWeightGradient(torch.autograd.Function):
-    """Identity on y that sends the sketch S_g to the gradient of the virtual weights [G, p, q].
+    """Identity on y that sends the sketch S_g to the gradient of the virtual weights [n, p, q].
 
     y = (W + Aᵀ V[g] B) x with V = 0 has dL/dV[g] = A (Σ_{t∈g} δ_t x_tᵀ) Bᵀ = S_g.
-    positions_BN: the positions looked at. scale: T/n.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        y_BTO: Tensor,
-        x_BTI: Tensor,
-        virtual_Gpq: Tensor,
-        groups_B: Tensor,
-        positions_BN: Tensor,
-        signs_J: Tensor,
-        signs_L: Tensor,
-        size: int,
-    ) -> Tensor:
-        ctx.save_for_backward(x_BTI, groups_B, positions_BN, signs_J, signs_L)
-        ctx.size = size
-        ctx.num_groups = virtual_Gpq.shape[0]
+        ctx: Any, y_BTO: Tensor, x_BTI: Tensor, virtual_npq: Tensor, slots_B: Tensor, signs_J: Tensor, signs_L: Tensor, size: int
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x_BTI, slots_B, signs_J, signs_L)
+        ctx.size, ctx.num_slots = size, len(virtual_npq)
         return y_BTO.view_as(y_BTO)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (delta_BTO,) = grads
-        x_BTI, groups_B, positions_BN, signs_J, signs_L = ctx.saved_tensors
-        scale = x_BTI.shape[1] / positions_BN.shape[1]
-        if scale > 1:
-            rows_B1 = torch.arange(len(groups_B), device=groups_B.device)[:, None]
-            delta_BTO, x_BTI = delta_BTO[rows_B1, positions_BN], x_BTI[rows_B1, positions_BN]
-        delta_BNp = block_sketch(delta_BTO, signs_J, ctx.size)
-        x_BNq = block_sketch(x_BTI, signs_L, ctx.size)
-        sketch_Bpq = torch.bmm(delta_BNp.transpose(1, 2), x_BNq) * scale
-        grad_Gpq = sketch_Bpq.new_zeros(ctx.num_groups, *sketch_Bpq.shape[1:]).index_add_(0, groups_B, sketch_Bpq)
-        return grads[0], None, grad_Gpq, None, None, None, None, None
+        x_BTI, slots_B, signs_J, signs_L = ctx.saved_tensors
+        delta_BTp = BlockSketch(signs_J, ctx.size)(grads[0])
+        x_BTq = BlockSketch(signs_L, ctx.size)(x_BTI)
+        return grads[0], None, sums_by_group(delta_BTp, x_BTq, slots_B, ctx.num_slots), None, None, None, None
+
+
+class SketchedEmbeddingGradient(torch.autograd.Function):
+    """The same for y = Wᵀ onehot(id): signs_J is of the vocabulary, signs_L of the hidden size."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y_BTD: Tensor, ids_BT: Tensor, virtual_npq: Tensor, slots_B: Tensor, signs_J: Tensor, signs_L: Tensor, size: int
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(ids_BT, slots_B, signs_J, signs_L)
+        ctx.size, ctx.virtual_shape = size, virtual_npq.shape
+        return y_BTD.view_as(y_BTD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ids_BT, slots_B, signs_J, signs_L = ctx.saved_tensors
+        num_slots, p, q = ctx.virtual_shape
+        delta_BTq = BlockSketch(signs_L, ctx.size)(grads[0])
+        buckets_BT, signs_BT = BlockSketch(signs_J, ctx.size).of_one_hot(ids_BT)
+        rows_N = (slots_B[:, None] * p + buckets_BT).flatten()
+        grad_RQ = delta_BTq.new_zeros(num_slots * p, q)
+        grad_RQ.index_add_(0, rows_N, (delta_BTq * signs_BT.unsqueeze(-1)).flatten(0, 1))
+        return grads[0], None, grad_RQ.view(num_slots, p, q), None, None, None, None
 
 
 class SketchProbe(GradientProbe):
-    """Takes G·p·q floats per layer; the default."""
+    """Takes n·p·q floats per weight; the default."""
+
+    reads_whole_gradients = False
 
     def __init__(
-        self, layers: dict[str, nn.Linear], num_domains: int, halves: bool, seed: int, settings: SketchSettings
+        self, layers: dict[str, Layer], num_domains: int, halves: bool, seed: int, settings: SketchSettings
     ) -> None:
         self.settings = settings
         self.seed = seed
         super().__init__(layers, num_domains, halves)
-        self.starts = torch.Generator()
         self.signs = torch.Generator(self.device)
-        # The output and input side of each layer; their signs are drawn as one vector per step.
-        self._sides = [(name, side) for name in layers for side in (0, 1)]
-        self._lengths = [num_blocks(layers[name].weight.shape[side], settings.size) for name, side in self._sides]
+        # The output and input side of each weight; their signs are drawn as one vector per step.
+        self._sides = [(name, side) for name in self.weights for side in (0, 1)]
+        self._lengths = [num_blocks(self.weights[name].shape[side], settings.size) for name, side in self._sides]
         self._signs: dict[tuple[str, int], Tensor] = {}
-        self._positions_BN: dict[int, Tensor] = {}
+        self._block = {name: _block_number(name) for name in self.weights}
 
-    def _make_virtual(self, name: str) -> Tensor:
-        size = self.settings.size
-        p, q = (min(features, size) for features in self.layers[name].weight.shape)
-        return torch.zeros(self.num_groups, p, q, device=self.device, requires_grad=True)
+    def virtual_shape(self, weight_OI: Tensor) -> tuple[int, int]:
+        p, q = (min(features, self.settings.size) for features in weight_OI.shape)
+        return p, q
 
-    def bytes_needed(self) -> int:
-        return 4 * sum(virtual.numel() for virtual in self.virtual.values())
+    def importance(self, name: str) -> float:
+        return 1.0 if self._block[name] is None else float(self.settings.rotation)
 
-    def start(self, step: int) -> None:
-        super().start(step)
-        seed = (self.seed * 1_000_003 + step) % 2**63
-        self.starts.manual_seed(seed)
-        self.signs.manual_seed(seed)
+    def start(self, step: int, domains_B: Tensor, tokens_B: Tensor) -> None:
+        super().start(step, domains_B, tokens_B)
+        blocks = self._blocks_of(step)
+        self.watched = {name for name, block in self._block.items() if block is None or block in blocks}
+        self.signs.manual_seed(self._seed_of(step))
         total = sum(self._lengths)
         bits = torch.randint(0, 2, (total,), generator=self.signs, device=self.device, dtype=torch.float32)
         self._signs = dict(zip(self._sides, (2 * bits - 1).split(self._lengths), strict=True))
 
-    def begin(self, domains_B: Tensor, tokens_B: Tensor) -> None:
-        super().begin(domains_B, tokens_B)
-        # A share of [0, 1), for the sequence length that the layers will see.
-        self._starts_B = torch.rand(len(domains_B), generator=self.starts, dtype=torch.float64)
-        self._positions_BN = {}
+    def _seed_of(self, number: int) -> int:
+        return (self.seed * 1_000_003 + number) % 2**63
 
-    def _positions(self, length: int) -> Tensor:
-        """Evenly spaced positions from each sequence's random start, round the end. Each position is equally likely."""
-        if length not in self._positions_BN:
-            count = max(1, round(length * self.settings.share))
-            spaced_N = torch.arange(count) * length // count
-            starts_B = (self._starts_B * length).long()
-            positions_BN = (starts_B[:, None] + spaced_N) % length
-            self._positions_BN[length] = positions_BN.to(self.device, non_blocking=True)
-        return self._positions_BN[length]
+    def _blocks_of(self, step: int) -> set[int]:
+        """Each block in one step of every round of `rotation` steps, each with probability 1/rotation in any one step."""
+        rotation = self.settings.rotation
+        blocks = sorted({block for block in self._block.values() if block is not None})
+        places: list[int | None] = [*blocks, *[None] * (-len(blocks) % rotation)]
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(self._seed_of(step // rotation)))
+        chosen = (places[index] for index in order[step % rotation :: rotation].tolist())
+        return {block for block in chosen if block is not None}
 
-    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, groups_B: Tensor) -> Tensor:
-        return SketchedWeightGradient.apply(
-            y_BTO,
-            x_BTI,
-            self.virtual[name],
-            groups_B,
-            self._positions(x_BTI.shape[1]),
-            self._signs[name, 0],
-            self._signs[name, 1],
-            self.settings.size,
-        )
+    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, slots_B: Tensor) -> Tensor:
+        function = SketchedWeightGradient if x_BTI.is_floating_point() else SketchedEmbeddingGradient
+        signs = self._signs[name, 0], self._signs[name, 1]
+        return function.apply(y_BTO, x_BTI, self.virtual[name], slots_B, *signs, self.settings.size)
 
-    def _gram_of_sums(self) -> Tensor:
-        grads = [virtual.grad.flatten(1) for virtual in self.virtual.values() if virtual.grad is not None]
-        sketch_GP = torch.cat(grads, dim=1)
-        return sketch_GP @ sketch_GP.T
+    def _name_of(self, weight_OI: Tensor) -> str | None:
+        return next((name for name, weight in self.weights.items() if weight is weight_OI), None)
+
+    def output_sketch(self, weight_OI: Tensor) -> BlockSketch | None:
+        name = self._name_of(weight_OI)
+        return BlockSketch(self._signs[name, 0], self.settings.size) if name and self.slots_B is not None else None
+
+    def add_output(self, weight_OI: Tensor, delta_BTp: Tensor, x_BTI: Tensor) -> None:
+        name = self._name_of(weight_OI)
+        assert name is not None
+        assert self.slots_B is not None
+        with torch.autocast(self.device.type, enabled=False):
+            x_BTq = BlockSketch(self._signs[name, 1], self.settings.size)(x_BTI)
+            found_npq = sums_by_group(delta_BTp, x_BTq, self.slots_B, self.capacity)
+        virtual = self.virtual[name]
+        virtual.grad = found_npq if virtual.grad is None else virtual.grad + found_npq
+
+
+def _block_number(name: str) -> int | None:
+    """`gpt_neox.layers.3.mlp.dense_h_to_4h` -> 3; None for what lies outside of the blocks."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)

@@ -20,7 +20,7 @@ from torch import nn
 
 from acodm_cli import __version__
 from acodm_cli.alignment.exact import ExactProbe
-from acodm_cli.alignment.probe import GradientProbe, select_linear_layers
+from acodm_cli.alignment.probe import GradientProbe, select_layers
 from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
 from acodm_cli.commands.files import RunFiles
 from acodm_cli.config import RunSettings
@@ -206,18 +206,18 @@ def _automatic_micro_batch(settings: RunSettings, vocab_size: int, compute: Comp
 
 def _make_probe(settings: RunSettings, model: nn.Module, num_domains: int, compute: Compute) -> GradientProbe:
     """Raises ResourceError if the gradients it keeps would not fit."""
-    layers = select_linear_layers(model, settings.alignment_layers)
+    layers = select_layers(model, settings.alignment_layers)
     probe: GradientProbe
     if settings.alignment == "exact":
         probe = ExactProbe(layers, num_domains, halves=True)
     else:
-        sketch = SketchSettings(settings.alignment_size, settings.alignment_share)
+        sketch = SketchSettings(settings.alignment_size, settings.alignment_rotation)
         probe = SketchProbe(layers, num_domains, True, settings.seed, sketch)
     if compute.device.type == "cuda":
         free = torch.cuda.mem_get_info(compute.device)[0]
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if (needed := probe.bytes_needed()) > 0.6 * free:
+    if (needed := probe.bytes_needed(settings.batch)) > 0.6 * free:
         raise ResourceError(
             f"{settings.alignment} per-domain gradients of these layers take {needed / 2**30:.1f} GiB, "
             f"{free / 2**30:.1f} GiB are free; use --alignment sketch, fewer --alignment-layers, or a smaller model"
@@ -228,7 +228,7 @@ def _make_probe(settings: RunSettings, model: nn.Module, num_domains: int, compu
 def _alignment_info(settings: RunSettings) -> dict[str, Any]:
     info: dict[str, Any] = {"estimator": settings.alignment, "layers": settings.alignment_layers}
     if settings.alignment == "sketch":
-        info |= {"size": settings.alignment_size, "share": settings.alignment_share}
+        info |= {"size": settings.alignment_size, "rotation": settings.alignment_rotation}
     return info
 
 

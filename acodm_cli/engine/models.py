@@ -110,7 +110,7 @@ def build_model(config: Any, seed: int, device: torch.device) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = transformers.AutoModelForCausalLM.from_config(config)  # takes SDPA where the architecture has it
     return model.float().train().to(device)
 
 

@@ -29,7 +29,8 @@ from acodm_cli.alignment.probe import GradientProbe
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.sampler import Batch, Sampler
 from acodm_cli.engine.device import Compute
-from acodm_cli.engine.evaluate import token_losses, validation_losses
+from acodm_cli.engine.evaluate import validation_losses
+from acodm_cli.engine.loss import CausalLoss
 from acodm_cli.engine.norms import NormReader
 from acodm_cli.engine.optimizer import learning_rate, make_optimizer
 from acodm_cli.errors import AcodmError
@@ -92,6 +93,7 @@ class Trainer:
         """probe: watches the model's layers, if the mixer needs a Gram matrix."""
         assert (probe is not None) == mixer.needs_gram
         self.model = model
+        self.loss = CausalLoss(model)
         self.corpus = corpus
         self.mixer = mixer
         self.settings = settings
@@ -145,19 +147,21 @@ class Trainer:
 
     def _forward_backward(self, batch: Batch) -> Tensor:
         """Accumulate the gradient of the batch's mean token loss. Returns the sum of token losses per domain. [K]"""
-        batch_tokens = self.settings.tokens_per_step
+        scale = 1 / self.settings.tokens_per_step
         sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
         micro = self.settings.micro_batch
         if self.probe:
-            self.probe.start(self.step)
-        for tokens_BS, domains_B in zip(batch.tokens_BS.split(micro), batch.domains_B.split(micro), strict=True):
+            tokens_B = torch.full_like(batch.domains_B, self.settings.seq_len)
+            self.probe.start(self.step, batch.domains_B, tokens_B)
+        for first in range(0, len(batch.domains_B), micro):
+            rows = slice(first, first + micro)
             if self.probe:
-                self.probe.begin(domains_B, torch.full_like(domains_B, self.settings.seq_len))
-            tokens_BS = self._to_device(tokens_BS)
+                self.probe.begin(rows)
+            tokens_BS = self._to_device(batch.tokens_BS[rows])
             with self.compute.autocast():
-                losses_BT = token_losses(self.model, tokens_BS[:, :-1], tokens_BS[:, 1:])
-            (losses_BT.sum() / batch_tokens).backward()
-            sums_K.index_add_(0, self._to_device(domains_B), losses_BT.detach().double().sum(dim=1))
+                total, losses_BT = self.loss(tokens_BS[:, :-1], tokens_BS[:, 1:], scale, self.probe)
+            total.backward()
+            sums_K.index_add_(0, self._to_device(batch.domains_B[rows]), losses_BT.double().sum(dim=1))
         return sums_K
 
     def _mean_losses(self, batch: Batch, sums_K: Tensor) -> tuple[Array, float]:
@@ -200,7 +204,7 @@ class Trainer:
         """Validation loss per domain in nats. [K]"""
         settings = self.settings
         return validation_losses(
-            self.model, self.corpus, settings.seq_len, max_sequences, settings.micro_batch, self.compute
+            self.loss, self.corpus, settings.seq_len, max_sequences, settings.micro_batch, self.compute
         )
 
     # Observations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from acodm_cli.engine.evaluate import IGNORED, token_losses
+from acodm_cli.engine.loss import IGNORED, token_losses
 
 
 def domain_gradients(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
 
 from acodm_cli.alignment.exact import ExactProbe
-from acodm_cli.alignment.probe import DomainGradients, GradientProbe, select_linear_layers
-from acodm_cli.engine.evaluate import IGNORED, token_losses
+from acodm_cli.alignment.probe import DomainGradients, GradientProbe, Layer, select_layers
+from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
+from acodm_cli.engine.loss import IGNORED, CausalLoss, token_losses
 from acodm_cli.engine.models import build_model, model_config
 from acodm_cli.errors import UsageError
 from tests.alignment.reference import domain_gradients
@@ -17,8 +20,10 @@ NUM_DOMAINS = 5
 CPU = torch.device("cpu")
 
 
-def make_model(name: str = "pythia-14m") -> nn.Module:
-    return build_model(model_config(name, 256, 16), seed=0, device=CPU)
+def make_model(name: str = "pythia-14m", tied: bool = False) -> nn.Module:
+    config = model_config(name, 256, 16)
+    config.tie_word_embeddings = tied
+    return build_model(config, seed=0, device=CPU)
 
 
 def make_batch(missing: bool, mixed_lengths: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -36,7 +41,7 @@ def make_batch(missing: bool, mixed_lengths: bool) -> tuple[torch.Tensor, torch.
 
 def one_pass_gram(
     model: nn.Module,
-    layers: dict[str, nn.Linear],
+    layers: dict[str, Layer],
     tokens_BS: torch.Tensor,
     labels_BT: torch.Tensor,
     domains_B: torch.Tensor,
@@ -58,16 +63,17 @@ def watched_step(
     step: int = 0,
 ) -> DomainGradients:
     tokens_B = (labels_BT != IGNORED).sum(dim=1)
-    probe.start(step)
+    loss = CausalLoss(model)
+    probe.start(step, domains_B, tokens_B)
     for start in range(0, len(tokens_BS), micro_batch):
         rows = slice(start, start + micro_batch)
-        probe.begin(domains_B[rows], tokens_B[rows])
-        (token_losses(model, tokens_BS[rows, :-1], labels_BT[rows]).sum() / tokens_B.sum()).backward()
+        probe.begin(rows)
+        loss(tokens_BS[rows, :-1], labels_BT[rows], 1 / int(tokens_B.sum()), probe)[0].backward()
     return probe.finish()
 
 
 @pytest.mark.parametrize("model_name", ["pythia-14m", "llama-tiny"])
-@pytest.mark.parametrize("layers_rule", ["mlp", "attention", "unembedding", "all"])
+@pytest.mark.parametrize("layers_rule", ["mlp", "attention", "embedding", "unembedding", "all"])
 @pytest.mark.parametrize("micro_batch", [9, 4])
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("mixed_lengths", [False, True])
@@ -75,7 +81,7 @@ def test_equals_autograd(
     model_name: str, layers_rule: str, micro_batch: int, missing: bool, mixed_lengths: bool
 ) -> None:
     model = make_model(model_name)
-    layers = select_linear_layers(model, layers_rule)
+    layers = select_layers(model, layers_rule)
     tokens_BS, labels_BT, domains_B = make_batch(missing, mixed_lengths)
     weights = [layer.weight for layer in layers.values()]
     gradients_KP = domain_gradients(model, weights, tokens_BS, labels_BT, domains_B, NUM_DOMAINS)
@@ -93,7 +99,7 @@ def test_model_gradient_is_untouched() -> None:
     tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
     plain, watched = make_model(), make_model()
     (token_losses(plain, tokens_BS[:, :-1], labels_BT).sum() / labels_BT.numel()).backward()
-    one_pass_gram(watched, select_linear_layers(watched, "all"), tokens_BS, labels_BT, domains_B, 9)
+    one_pass_gram(watched, select_layers(watched, "all"), tokens_BS, labels_BT, domains_B, 9)
     for expected, found in zip(plain.parameters(), watched.parameters(), strict=True):
         assert expected.grad is not None
         assert found.grad is not None
@@ -104,64 +110,115 @@ def test_one_forward_and_one_backward() -> None:
     """Watching adds no pass: each layer runs forward once per micro-batch, and backward once."""
     model = make_model()
     calls = {"forward": 0, "backward": 0}
-    block = select_linear_layers(model, "mlp")["gpt_neox.layers.0.mlp.dense_h_to_4h"]
-    block.register_forward_hook(lambda *_: calls.__setitem__("forward", calls["forward"] + 1))
+    block = select_layers(model, "mlp")["gpt_neox.layers.0.mlp.dense_h_to_4h"]
+    block.register_forward_hook(lambda *_: calls.__setitem__("forward", calls["forward"] + torch.is_grad_enabled()))
     block.register_full_backward_hook(lambda *_: calls.__setitem__("backward", calls["backward"] + 1))
     tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
-    one_pass_gram(model, select_linear_layers(model, "all"), tokens_BS, labels_BT, domains_B, 4)
+    one_pass_gram(model, select_layers(model, "all"), tokens_BS, labels_BT, domains_B, 4)
     assert calls == {"forward": 3, "backward": 3}
 
 
 def test_second_step_starts_afresh() -> None:
     model = make_model()
-    layers = select_linear_layers(model, "mlp")
+    layers = select_layers(model, "mlp")
     batch = make_batch(missing=False, mixed_lengths=False)
     first = one_pass_gram(model, layers, *batch, 9)
     assert torch.equal(first, one_pass_gram(model, layers, *batch, 9))
 
 
-def test_bf16_is_close() -> None:
+@pytest.mark.parametrize(
+    "situation", ["plain", "tied", "checkpointing", "bf16", pytest.param("compiled", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("model_name", ["pythia-14m", "llama-tiny"])
+@pytest.mark.parametrize("estimator", ["exact", "sketch"])
+def test_equals_autograd_in_every_situation(estimator: str, model_name: str, situation: str) -> None:
+    """Ignored tokens, an absent domain and micro-batches in all of them. The sketch, with sides as large as the layers',
+    is exact too, and its unembedding is watched by the fused loss."""
+    model = make_model(model_name, tied=situation == "tied")
+    if situation == "checkpointing":
+        model.gradient_checkpointing_enable()  # type: ignore[operator]
+    batch = tokens_BS, labels_BT, domains_B = make_batch(missing=True, mixed_lengths=True)
+    layers = select_layers(model, "all")
+    weights = list({id(layer.weight): layer.weight for layer in layers.values()}.values())
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=situation == "bf16")
+    with autocast:
+        gradients_KP = domain_gradients(model, weights, tokens_BS, labels_BT, domains_B, NUM_DOMAINS)
+    probe = (
+        ExactProbe(layers, NUM_DOMAINS, halves=True)
+        if estimator == "exact"
+        else SketchProbe(layers, NUM_DOMAINS, True, 0, SketchSettings(size=512))
+    )
+    if situation == "compiled":
+        torch._dynamo.reset()
+        model.base_model.forward = torch.compile(model.base_model.forward, fullgraph=True)  # type: ignore[union-attr]
+    with autocast:
+        gram_KK = watched_step(model, probe, *batch, 3).gram_KK
+    expected_KK = gradients_KP @ gradients_KP.T
+    tolerance = 0.01 if situation == "bf16" else 1e-5
+    assert (gram_KK - expected_KK).abs().max() <= tolerance * expected_KK.abs().max()
+    assert (gram_KK[3] == 0).all()
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sketch"])
+def test_two_ranks_see_what_one_sees(estimator: str, tmp_path: Path) -> None:
+    """Each rank runs its rows of the global batch; one all-reduce later both hold the Gram matrix of the whole."""
+    alone = gradients_of_rank(estimator, slice(None))
+    multiprocessing.spawn(  # type: ignore[attr-defined]
+        run_rank, (estimator, str(tmp_path)), nprocs=2
+    )
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.allclose(found["gram_KK"], alone.gram_KK, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(found["self_K"], alone.self_K, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def gradients_of_rank(estimator: str, rows: slice) -> DomainGradients:
     model = make_model()
-    layers = select_linear_layers(model, "all")
-    batch = make_batch(missing=False, mixed_lengths=False)
-    exact = one_pass_gram(model, layers, *batch, 9)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = one_pass_gram(model, layers, *batch, 9)
-    assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+    layers = select_layers(model, "all")
+    probe: GradientProbe = (
+        ExactProbe(layers, NUM_DOMAINS, halves=True)
+        if estimator == "exact"
+        else SketchProbe(layers, NUM_DOMAINS, True, 0, SketchSettings(16, 3))
+    )
+    tokens_BS, labels_BT, domains_B = make_batch(missing=True, mixed_lengths=True)
+    tokens_B = (labels_BT != IGNORED).sum(dim=1)
+    probe.start(7, domains_B, tokens_B)
+    probe.begin(rows)
+    CausalLoss(model)(tokens_BS[rows, :-1], labels_BT[rows], 1 / int(tokens_B.sum()), probe)[0].backward()
+    return probe.finish()
+
+
+def run_rank(rank: int, estimator: str, folder: str) -> None:
+    store = distributed.FileStore(f"{folder}/store", 2)  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    found = gradients_of_rank(estimator, slice(0, 5) if rank == 0 else slice(5, None))
+    torch.save(vars(found), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
 
 
 def test_selection_by_pattern_and_its_error() -> None:
     model = make_model()
-    assert list(select_linear_layers(model, "*.1.mlp.dense_4h_to_h")) == ["gpt_neox.layers.1.mlp.dense_4h_to_h"]
-    assert len(select_linear_layers(model, "mlp,unembedding")) == 13
-    assert len(select_linear_layers(model, "all")) == 25
-    with pytest.raises(UsageError, match="selects no linear layer"):
-        select_linear_layers(model, "convolution")
+    assert list(select_layers(model, "*.1.mlp.dense_4h_to_h")) == ["gpt_neox.layers.1.mlp.dense_4h_to_h"]
+    assert len(select_layers(model, "mlp,unembedding")) == 13
+    assert len(select_layers(model, "all")) == 26
+    with pytest.raises(UsageError, match="selects no layer"):
+        select_layers(model, "convolution")
 
 
 @pytest.mark.gpu
 def test_gradients_stay_on_the_device() -> None:
     model = make_model().cuda()
-    layers = select_linear_layers(model, "all")
+    layers = select_layers(model, "all")
     probe = ExactProbe(layers, NUM_DOMAINS, halves=False)
     tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
     watched_step(model, probe, tokens_BS.cuda(), labels_BT.cuda(), domains_B, 9)
     assert all(virtual.grad is not None and virtual.grad.is_cuda for virtual in probe.virtual.values())
 
 
-def test_activation_checkpointing_changes_nothing() -> None:
-    batch = make_batch(missing=False, mixed_lengths=True)
-    plain, saving = make_model(), make_model()
-    saving.gradient_checkpointing_enable()  # type: ignore[operator]
-    expected_KK = one_pass_gram(plain, select_linear_layers(plain, "all"), *batch, 4)
-    gram_KK = one_pass_gram(saving, select_linear_layers(saving, "all"), *batch, 4)
-    assert torch.allclose(gram_KK, expected_KK, rtol=1e-5)
-
-
 def test_halves_give_the_self_term_of_independent_samples() -> None:
     """By hand: the product of the two halves' own mean gradients. Domains with one sequence have none."""
     model = make_model()
-    layers = select_linear_layers(model, "all")
+    layers = select_layers(model, "all")
     weights = [layer.weight for layer in layers.values()]
     tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=True)
     probe = ExactProbe(layers, NUM_DOMAINS, halves=True)

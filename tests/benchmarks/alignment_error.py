@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from acodm_cli.alignment.exact import ExactProbe
 from acodm_cli.alignment.gram import gradient_alignment
-from acodm_cli.alignment.probe import DomainGradients, GradientProbe, select_linear_layers
+from acodm_cli.alignment.probe import DomainGradients, GradientProbe, select_layers
 from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
 from acodm_cli.corpus.corpus import open_corpus
 from acodm_cli.corpus.sampler import Batch
 from acodm_cli.engine.device import choose_compute
-from acodm_cli.engine.evaluate import token_losses
+from acodm_cli.engine.loss import token_losses
 from acodm_cli.engine.models import build_model, model_config
 from acodm_cli.engine.trainer import Trainer, TrainSettings
 from acodm_cli.mixing.mixer import Array, StaticMixer, uniform_weights
@@ -39,15 +39,18 @@ THREE_MLP_LAYERS = "*.layers.0.mlp.dense_4h_to_h,*.layers.2.mlp.dense_4h_to_h,*.
 def estimators(quick: bool) -> dict[str, tuple[str, SketchSettings | None]]:
     """name -> (layers, sketch or None for exact)"""
     chosen: dict[str, tuple[str, SketchSettings | None]] = {
-        "exact, all linear layers": ("all", None),
+        "exact, all layers": ("all", None),
+        "exact, all but the input embedding": ("attention,mlp,unembedding", None),
         "exact, the publication's three MLP layers": (THREE_MLP_LAYERS, None),
         "exact, unembedding": ("unembedding", None),
     }
-    shares = [(64, 1.0), (64, 0.125)] if quick else [
-        (32, 1.0), (64, 1.0), (128, 1.0), (64, 0.25), (64, 0.125), (64, 0.0625), (64, 0.03125), (128, 0.0625), (128, 0.03125)
-    ]  # fmt: skip
-    for size, share in shares:
-        chosen[f"sketch, size {size}, share {share:g}"] = ("all", SketchSettings(size, share))
+    tried = (
+        [(64, 1), (64, 3)]
+        if quick
+        else [(32, 1), (64, 1), (128, 1), (32, 3), (64, 2), (64, 3), (64, 6), (128, 3), (128, 6)]
+    )
+    for size, rotation in tried:
+        chosen[f"sketch, size {size}, rotation {rotation}"] = ("all", SketchSettings(size, rotation))
     return chosen
 
 
@@ -65,8 +68,8 @@ def full_gradients(model: nn.Module, batch: Batch, num_domains: int) -> Tensor:
 def look(trainer: Trainer, probes: dict[str, GradientProbe], batch: Batch, number: int) -> dict[str, DomainGradients]:
     """What every probe sees of one and the same forward and backward pass."""
     for probe in probes.values():
-        probe.start(number)
-        probe.begin(batch.domains_B, torch.full_like(batch.domains_B, trainer.settings.seq_len))
+        probe.start(number, batch.domains_B, torch.full_like(batch.domains_B, trainer.settings.seq_len))
+        probe.begin(slice(None))
     losses_BT = token_losses(trainer.model, batch.tokens_BS[:, :-1], batch.tokens_BS[:, 1:])
     losses_BT.mean().backward()
     found = {name: probe.finish() for name, probe in probes.items()}
@@ -98,7 +101,7 @@ def measure(trainer: Trainer, chosen: dict[str, tuple[str, SketchSettings | None
         mean_KP = mean_KP + gradients_KP / BATCHES
     probes: dict[str, GradientProbe] = {}
     for name, (rule, sketch) in chosen.items():
-        layers = select_linear_layers(trainer.model, rule)
+        layers = select_layers(trainer.model, rule)
         if sketch is None:
             probes[name] = ExactProbe(layers, num_domains, True)
         else:

@@ -15,6 +15,15 @@ import transformers
 RESULTS = Path(__file__).parent / "results"
 
 
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    return done.stdout.strip()
+
+
+# Noted when the benchmark starts: what is measured is the code that was imported.
+COMMIT = _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
+
+
 def describe() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
@@ -23,7 +32,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "commit": COMMIT,
         "command": " ".join(["python -m", _module(), *map(_without_folder, sys.argv[1:])]),
     }
 
@@ -37,11 +46,6 @@ def _cpu_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]}, {len(names)} logical cores" if names else platform.processor()
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip()
 
 
 def _without_folder(argument: str) -> str:

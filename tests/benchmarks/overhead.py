@@ -23,9 +23,9 @@ import torch
 from tokenizers import models
 
 from acodm_cli.alignment.exact import ExactProbe
-from acodm_cli.alignment.probe import GradientProbe, select_linear_layers
+from acodm_cli.alignment.probe import GradientProbe, select_layers
 from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
-from acodm_cli.config import DEFAULT_ALIGNMENT_SHARE, DEFAULT_ALIGNMENT_SIZE
+from acodm_cli.config import DEFAULT_ALIGNMENT_ROTATION, DEFAULT_ALIGNMENT_SIZE
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.token_store import DomainStore, TokenStore
 from acodm_cli.corpus.tokenizer import Tokenizer
@@ -61,11 +61,11 @@ def make_trainer(options: argparse.Namespace, kind: str, num_domains: int) -> Tr
     mixer: Mixer = StaticMixer(prior_K) if kind == "static" else AcOdmLearner(prior_K, DEFAULT, seed=0)
     probe: GradientProbe | None = None
     if kind == "learning":
-        layers = select_linear_layers(model, "all")
+        layers = select_layers(model, "all")
         if options.alignment == "exact":
             probe = ExactProbe(layers, num_domains, True)
         else:
-            probe = SketchProbe(layers, num_domains, True, 0, SketchSettings(options.size, options.share))
+            probe = SketchProbe(layers, num_domains, True, 0, SketchSettings(options.size, options.rotation))
     settings = TrainSettings(
         steps=10_000, batch=options.batch, micro_batch=options.micro_batch or options.batch, seq_len=options.seq_len,
         lr=1e-3, lr_warmup=0.01, weight_decay=0.1, clip=1.0, seed=0, validate_every=10**6, validation_sequences=1,
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--alignment", choices=["sketch", "exact"], default="sketch")
     parser.add_argument("--size", type=int, default=DEFAULT_ALIGNMENT_SIZE)
-    parser.add_argument("--share", type=float, default=DEFAULT_ALIGNMENT_SHARE)
+    parser.add_argument("--rotation", type=int, default=DEFAULT_ALIGNMENT_ROTATION)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--pairs", type=int, default=30)
@@ -138,7 +138,7 @@ def main() -> None:
     result = {
         "model": options.model,
         "tokens_per_step": options.batch * options.seq_len,
-        "alignment": {"estimator": options.alignment, "size": options.size, "share": options.share},
+        "alignment": {"estimator": options.alignment, "size": options.size, "rotation": options.rotation},
         "time": [measure_time(options, num_domains) for num_domains in options.domains],
         **measure_memory(),
     }

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from acodm_cli.alignment.exact import ExactProbe
-from acodm_cli.alignment.probe import select_linear_layers
+from acodm_cli.alignment.probe import select_layers
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.engine.device import choose_compute
 from acodm_cli.engine.models import build_model, model_config
@@ -44,7 +44,7 @@ def make_trainer(
     )
     probe = None
     if mixer.needs_gram:
-        probe = ExactProbe(select_linear_layers(built, "all"), len(corpus.names), halves=True)
+        probe = ExactProbe(select_layers(built, "all"), len(corpus.names), halves=True)
     return Trainer(built, corpus, mixer, settings, compute, probe)
 
 
@@ -139,7 +139,7 @@ def test_policy_of_six_layers_drives_twelve_without_domain_gradients(corpus: Cor
         if output.grad_fn is not None:
             nodes.add(type(output.grad_fn).__name__)
 
-    for layer in select_linear_layers(target, "all").values():
+    for layer in select_layers(target, "all").values():
         layer.register_forward_hook(record)
     events = list(trainer.steps())
     assert nodes
@@ -149,7 +149,7 @@ def test_policy_of_six_layers_drives_twelve_without_domain_gradients(corpus: Cor
 
     # The same watch sees them where they are computed.
     nodes.clear()
-    for layer in select_linear_layers(proxy.model, "all").values():
+    for layer in select_layers(proxy.model, "all").values():
         layer.register_forward_hook(record)
     proxy.step, proxy.settings = 0, make_trainer(corpus, static()).settings
     next(proxy.steps())

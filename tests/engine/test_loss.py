@@ -1,0 +1,76 @@
+"""The fused loss equals the one through the model's logits, where it is used, and is not used where it would not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from acodm_cli.engine import loss as loss_module
+from acodm_cli.engine.loss import IGNORED, CausalLoss, token_losses
+from acodm_cli.engine.models import build_model, model_config
+
+CPU = torch.device("cpu")
+
+
+def make_model(name: str, tied: bool = False) -> nn.Module:
+    config = model_config(name, 256, 16)
+    config.tie_word_embeddings = tied
+    return build_model(config, seed=0, device=CPU)
+
+
+def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    tokens_BS = torch.randint(256, (7, 17), generator=torch.Generator().manual_seed(0))
+    labels_BT = tokens_BS[:, 1:].clone()
+    labels_BT[2, 5:] = IGNORED
+    return tokens_BS[:, :-1], labels_BT
+
+
+@pytest.mark.parametrize("rows", [1000, 16, 5])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["pythia-14m", "llama-tiny"])
+def test_losses_and_gradients_equal_those_of_the_logits(
+    name: str, dtype: torch.dtype, tied: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, and in chunks and pieces that cut through sequences."""
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", {"cpu": 4 * 256 * rows})
+    monkeypatch.setattr(loss_module, "CACHE_BYTES", 4 * 256 * max(1, rows // 3))
+    inputs_BT, labels_BT = make_batch()
+    plain, fused = make_model(name, tied), make_model(name, tied)
+    fused_loss = CausalLoss(fused)
+    assert fused_loss.plain_head
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        expected_BT = token_losses(plain, inputs_BT, labels_BT)
+        total, losses_BT = fused_loss(inputs_BT, labels_BT, 0.25)
+    (expected_BT.sum() * 0.25).backward()
+    total.backward()
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert (losses_BT - expected_BT).abs().max() < tolerance
+    assert (losses_BT[2, 5:] == 0).all()
+    for expected, found in zip(plain.parameters(), fused.parameters(), strict=True):
+        assert expected.grad is not None
+        assert found.grad is not None
+        assert (found.grad - expected.grad).norm() <= tolerance * expected.grad.norm()
+
+
+def test_an_outer_gradient_is_obeyed() -> None:
+    once, twice = make_model("llama-tiny"), make_model("llama-tiny")
+    CausalLoss(once)(*make_batch())[0].backward()
+    (2 * CausalLoss(twice)(*make_batch())[0]).backward()
+    for a, b in zip(once.parameters(), twice.parameters(), strict=True):
+        assert torch.allclose(2 * a.grad, b.grad, rtol=1e-5)  # type: ignore[operator, arg-type]
+
+
+def test_a_head_that_does_more_than_multiply_goes_through_the_model() -> None:
+    """Gemma 2 caps its logits: the fused loss would be wrong."""
+    config = transformers.Gemma2Config(
+        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, final_logit_softcapping=2.0,
+    )  # fmt: skip
+    model = build_model(config, 0, CPU)
+    loss = CausalLoss(model)
+    assert not loss.plain_head
+    inputs_BT, labels_BT = make_batch()
+    assert torch.equal(loss(inputs_BT, labels_BT)[1], token_losses(model, inputs_BT, labels_BT))
