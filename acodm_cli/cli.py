@@ -46,9 +46,25 @@ def _option(flag: str, help: str, panel: str, **extra: Any) -> Any:
 # Options that both training commands have.
 Data = Annotated[
     Optional[str],  # noqa: UP045 - typer reads these at run time
-    _option("--data", "Folder with one sub-folder of .jsonl, .parquet or .txt files (also .gz, .zst) per domain. "
+    _option("--data", "Folder with a sub-folder or file per domain (.jsonl, .parquet, .arrow, .txt, also .gz, .zst; "
+                      ".bin with .idx), files with --domain-field, a manifest (.toml), or a hub dataset (org/name). "
                       "Default: an embedded corpus that needs no network.", CORPUS),
 ]  # fmt: skip
+DomainField = Annotated[
+    Optional[str],  # noqa: UP045
+    _option("--domain-field", "Field with each record's domain, such as meta.pile_set_name.", CORPUS),
+]
+TextField = Annotated[str, _option("--text-field", "Field with each record's text.", CORPUS)]
+DomainTokens = Annotated[
+    Optional[int], _option("--domain-tokens", "Tokens per domain to take of a hub dataset.", CORPUS, min=1)  # noqa: UP045
+]
+MaxEpochs = Annotated[
+    Optional[float],  # noqa: UP045
+    _option("--max-epochs", "Never repeat a domain more often; its weight goes to the others.", CORPUS, min=0.01),
+]
+DryRun = Annotated[
+    bool, _option("--dry-run", "Prepare the corpus, show what the run would use of it, and stop.", FILES)
+]
 TokenizerOption = Annotated[
     Optional[str], _option("--tokenizer", "A tokenizer.json or a hub name; needed with --data.", CORPUS)  # noqa: UP045
 ]
@@ -115,6 +131,10 @@ def proxy_train(
     ] = "pythia-14m",
     data: Data = None,
     tokenizer: TokenizerOption = None,
+    domain_field: DomainField = None,
+    text_field: TextField = "text",
+    domain_tokens: DomainTokens = None,
+    max_epochs: MaxEpochs = None,
     cache_dir: CacheDir = None,
     steps: Annotated[int, _option("--steps", "Optimiser steps.", TRAINING, min=1)] = DEFAULT_STEPS,
     batch: Annotated[int, _option("--batch", "Global batch in sequences.", TRAINING, min=1)] = DEFAULT_BATCH,
@@ -128,7 +148,14 @@ def proxy_train(
     dtype: Dtype = "auto",
     validate_every: ValidateEvery = None,
     validation_sequences: ValidationSequences = 16,
-    prior: Annotated[Prior, _option("--prior", "Weights to start from and to explore around.", MIXING)] = "uniform",
+    prior: Annotated[
+        Prior,
+        _option(
+            "--prior",
+            "Weights to start from and to explore around. given: the manifest's, uniform without one.",
+            MIXING,
+        ),
+    ] = "given",
     agent: Agent = "default",
     agent_option: AgentOption = None,
     alignment: Alignment = DEFAULT_ESTIMATOR,
@@ -142,6 +169,7 @@ def proxy_train(
     checkpoint_every: CheckpointEvery = None,
     resume: Resume = False,
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Learn a mixture policy on a small model and export it as a schedule."""
     settings = _settings(context, "proxy-train", out, resume, agent_option)
@@ -149,7 +177,7 @@ def proxy_train(
         return
     from acodm_cli.commands.proxy_train import run_proxy_train
 
-    run_proxy_train(settings, out, resume, force)
+    run_proxy_train(settings, out, resume, force, dry_run)
 
 
 @app.command()
@@ -173,8 +201,16 @@ def apply(
     replay_by: Annotated[
         ReplayAlignment, _option("--replay-by", "Map the recorded weights on this run's budget by.", MIXING)
     ] = "progress",
+    map: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        _option("--map", "What a domain of the schedule is called in this corpus: OLD=NEW.", MIXING),
+    ] = None,
     data: Data = None,
     tokenizer: TokenizerOption = None,
+    domain_field: DomainField = None,
+    text_field: TextField = "text",
+    domain_tokens: DomainTokens = None,
+    max_epochs: MaxEpochs = None,
     cache_dir: CacheDir = None,
     steps: Annotated[
         int, _option("--steps", "Optimiser steps. Default: the schedule's.", TRAINING, min=1)
@@ -207,6 +243,7 @@ def apply(
     checkpoint_every: CheckpointEvery = None,
     resume: Resume = False,
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a target model with a learned policy or schedule, or online without one."""
     settings = _settings(context, "apply", out, resume, agent_option)
@@ -214,7 +251,7 @@ def apply(
         return
     from acodm_cli.commands.apply import run_apply
 
-    run_apply(settings, _explicit(context), out, resume, force)
+    run_apply(settings, _explicit(context), out, resume, force, dry_run)
 
 
 @app.command()
@@ -240,7 +277,8 @@ def _settings(
     """The run's settings: from the options, or on --resume from the run folder. None: there is nothing left to do."""
     known = {field.name for field in fields(RunSettings)}
     values = {name: value for name, value in context.params.items() if name in known}
-    values |= {"command": command, "agent_options": _pairs(agent_option)}
+    values |= {"command": command, "agent_options": _pairs("--agent-option", agent_option)}
+    values["map"] = _pairs("--map", values.get("map"))
     if resume:
         return _resumed_settings(context, values, out)
     if values["model"] is None:
@@ -271,12 +309,12 @@ def _resumed_settings(context: typer.Context, values: dict[str, Any], out: Path)
     return settings
 
 
-def _pairs(options: list[str] | None) -> dict[str, str] | None:
+def _pairs(flag: str, options: list[str] | None) -> dict[str, str] | None:
     pairs = {}
     for option in options or []:
         name, equals, value = option.partition("=")
         if not equals:
-            raise UsageError(f"--agent-option {option} is not NAME=VALUE")
+            raise UsageError(f"{flag} {option} is not NAME=VALUE")
         pairs[name.strip()] = value.strip()
     return pairs or None
 

@@ -9,7 +9,7 @@ Command = Literal["proxy-train", "apply"]
 ApplyMode = Literal["auto", "policy", "replay", "online"]
 ReplayAlignment = Literal["progress", "steps", "tokens"]
 AgentPreset = Literal["default", "paper"]
-Prior = Literal["uniform", "natural"]
+Prior = Literal["given", "uniform", "natural"]
 Estimator = Literal["sketch", "exact"]
 
 DEFAULT_STEPS = 300
@@ -34,6 +34,11 @@ class RunSettings:
     model: str
     data: str | None = None
     tokenizer: str | None = None
+    text_field: str = "text"
+    domain_field: str | None = None
+    domain_tokens: int | None = None
+    max_epochs: float | None = None
+    map: dict[str, str] | None = None
     steps: int = DEFAULT_STEPS
     seq_len: int = DEFAULT_SEQ_LEN
     batch: int = DEFAULT_BATCH
@@ -45,7 +50,7 @@ class RunSettings:
     seed: int = DEFAULT_SEED
     device: str = "auto"
     dtype: str = "auto"
-    prior: Prior = "uniform"
+    prior: Prior = "given"
     agent: AgentPreset = "default"
     agent_options: dict[str, str] | None = None
     alignment: Estimator = DEFAULT_ESTIMATOR

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from acodm_cli.commands.files import RunFiles
-from acodm_cli.commands.run import StopRequest, finish, prepare, resume, say_how_long, train
+from acodm_cli.commands.run import StopRequest, finish, prepare, resume, say_how_long, show_preflight, train
 from acodm_cli.config import RunSettings
 from acodm_cli.display.progress import make_console
 from acodm_cli.display.summary import print_summary, print_title
@@ -15,17 +15,21 @@ from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.schedule.schedule import Schedule
 
 
-def run_apply(settings: RunSettings, explicit: set[str], out: Path, resuming: bool, force: bool) -> None:
+def run_apply(settings: RunSettings, explicit: set[str], out: Path, resuming: bool, force: bool, dry: bool) -> None:
     """explicit: settings that the user gave; the others follow the schedule."""
     console = make_console()
     files = RunFiles(out)
     schedule = Schedule.read(Path(settings.schedule)) if settings.schedule else None
     if not resuming:
         settings = _complete(settings, explicit, schedule)
-        files.check(settings, force)
+        if not dry:
+            files.check(settings, force)
     with StopRequest().installed() as stop:
         run = prepare(settings, files, schedule, console)
         print_title(console, run.info(), run.compute.label)
+        show_preflight(run, schedule, console)
+        if dry:
+            return
         if resuming:
             resume(run, console)
         else:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from acodm_cli.commands.files import RunFiles
-from acodm_cli.commands.run import StopRequest, finish, prepare, resume, say_how_long, train
+from acodm_cli.commands.run import StopRequest, finish, prepare, resume, say_how_long, show_preflight, train
 from acodm_cli.config import RunSettings
 from acodm_cli.display.progress import make_console
 from acodm_cli.display.summary import print_summary, print_title
 
 
-def run_proxy_train(settings: RunSettings, out: Path, resuming: bool, force: bool) -> None:
+def run_proxy_train(settings: RunSettings, out: Path, resuming: bool, force: bool, dry: bool) -> None:
     console = make_console()
     files = RunFiles(out)
-    if not resuming:
+    if not (resuming or dry):
         files.check(settings, force)
     with StopRequest().installed() as stop:
         run = prepare(settings, files, None, console)
         print_title(console, run.info(), run.compute.label)
+        show_preflight(run, None, console)
+        if dry:
+            return
         if resuming:
             resume(run, console)
         else:

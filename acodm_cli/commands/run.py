@@ -25,7 +25,10 @@ from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
 from acodm_cli.commands.files import RunFiles
 from acodm_cli.config import RunSettings
 from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.corpus.preflight import check_room, domain_uses
+from acodm_cli.corpus.readers import Fields
 from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay
+from acodm_cli.display.summary import print_preflight
 from acodm_cli.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.estimate import describe_seconds, matmul_flops_per_second, training_flops
@@ -128,11 +131,15 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
     # An unknown model is found out before minutes of tokenisation.
     model_config(settings.model, 128, settings.seq_len)
     with PreparationDisplay(console) as on_progress:
-        corpus = open_corpus(settings.data, settings.tokenizer, settings.cache_dir, on_progress)
+        corpus_fields = Fields(settings.text_field, settings.domain_field)
+        corpus = open_corpus(
+            settings.data, settings.tokenizer, settings.cache_dir, on_progress, corpus_fields, settings.domain_tokens
+        )
     if schedule is not None:
-        corpus = corpus.in_order_of(schedule.domains)
+        corpus = corpus.in_order_of(schedule.domains, settings.map)
         _warn_of_other_tokenizer(schedule, corpus, console)
     corpus.check_sequences(settings.seq_len)
+    check_room(corpus, settings.seq_len, settings.batch, settings.steps, settings.max_epochs)
     config = model_config(settings.model, corpus.tokenizer.padded_vocab_size, settings.seq_len)
     config.eos_token_id = corpus.tokenizer.end_of_document
     prior_K = _prior(settings, corpus, schedule)
@@ -158,18 +165,23 @@ def _warn_of_other_tokenizer(schedule: Schedule, corpus: Corpus, console: Consol
 def _prior(settings: RunSettings, corpus: Corpus, schedule: Schedule | None) -> Array:
     if schedule is not None:
         recorded = schedule.info.get("prior")
-        if isinstance(recorded, dict) and set(recorded) == set(corpus.names):
-            prior_K = np.array([recorded[name] for name in corpus.names], dtype=np.float64)
+        if isinstance(recorded, dict) and set(recorded) == set(schedule.domains):
+            prior_K = np.array([recorded[name] for name in schedule.domains], dtype=np.float64)
             if np.isfinite(prior_K).all() and (prior_K > 0).all():
                 return prior_K / prior_K.sum()
         return schedule.weights_SK[0] / schedule.weights_SK[0].sum()
-    return natural_weights(corpus.tokens_K) if settings.prior == "natural" else uniform_weights(len(corpus.names))
+    if settings.prior == "natural":
+        upsampling_K = np.array([corpus.upsampling.get(name, 1.0) for name in corpus.names])
+        return natural_weights(corpus.tokens_K * upsampling_K)
+    if settings.prior == "given" and corpus.weights:
+        return natural_weights(np.array([corpus.weights[name] for name in corpus.names]))
+    return uniform_weights(len(corpus.names))
 
 
 def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule: Schedule | None) -> Mixer:
     agent = agent_settings(settings.agent, settings.agent_options)
     if settings.command == "proxy-train" or settings.mode == "online":
-        initial = load_policy(schedule.policy, corpus.names, agent) if schedule and schedule.policy else None
+        initial = load_policy(schedule.policy, schedule.domains, agent) if schedule and schedule.policy else None
         if initial is not None:
             agent = initial.agent_settings
             prior_K = initial.actor.prior_K.double().numpy()
@@ -177,7 +189,7 @@ def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule:
     assert schedule is not None
     if settings.mode == "policy":
         assert schedule.policy is not None
-        return load_policy(schedule.policy, corpus.names, agent)
+        return load_policy(schedule.policy, schedule.domains, agent)
     return ReplayMixer(schedule.weights_SK, schedule.tokens_S.astype(np.float64), settings.replay_by)
 
 
@@ -194,6 +206,7 @@ def _train_settings(settings: RunSettings, vocab_size: int, compute: Compute) ->
         seed=settings.seed,
         validate_every=settings.resolved_validate_every(),
         validation_sequences=settings.validation_sequences,
+        max_epochs=settings.max_epochs,
     )
 
 
@@ -266,6 +279,15 @@ def say_how_long(run: Run, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def show_preflight(run: Run, schedule: Schedule | None, console: Console) -> None:
+    """What the run will use of its corpus: under the schedule it follows, else under the prior."""
+    s = run.settings
+    follows = schedule is not None and run.mixer.name in ("replay", "policy")
+    weights_SK = schedule.weights_SK if schedule is not None and follows else run.prior_K[None, :]
+    uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK)
+    print_preflight(console, uses, "schedule's" if follows else "prior")
 
 
 def resume(run: Run, console: Console) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,23 @@ import platformdirs
 from numpy.typing import NDArray
 
 from acodm_cli.corpus.embedded import embedded_corpus
-from acodm_cli.corpus.sources import discover_domains
-from acodm_cli.corpus.token_store import DomainStore, OnProgress, open_domain
+from acodm_cli.corpus.readers import PLAIN, Fields
+from acodm_cli.corpus.sources import CorpusPlan, plan_corpus
+from acodm_cli.corpus.token_store import DomainStore, OnProgress, open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
 from acodm_cli.errors import ScheduleError, UsageError
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """name: for people. domains: in order; this order is that of every [K] in a run."""
+    """name: for people. domains: in order; this order is that of every [K] in a run. weights: prior of each domain, as the
+    manifest gives it, not normalised; empty if it does not. upsampling: how often a domain's tokens count, 1 if not named."""
 
     name: str
     tokenizer: Tokenizer
     domains: list[DomainStore]
+    weights: dict[str, float] = field(default_factory=dict)
+    upsampling: dict[str, float] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -36,8 +41,8 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Of the domains' names, contents and the tokenizer."""
-        parts = [f"{domain.name}={domain.key}" for domain in self.domains]
+        """Of the domains' names and tokens, however they are stored and ordered."""
+        parts = sorted(f"{domain.name}={domain.key}" for domain in self.domains)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def check_sequences(self, seq_len: int) -> None:
@@ -50,19 +55,33 @@ class Corpus:
                         f"{seq_len} + 1; give it more text, lower --seq-len, or remove the domain"
                     )
 
-    def in_order_of(self, names: list[str]) -> Corpus:
-        """The same corpus with its domains in a schedule's order.
+    def in_order_of(self, names: list[str], mapping: dict[str, str] | None = None) -> Corpus:
+        """The same corpus with its domains in a schedule's order. mapping: what domains of the schedule are called here.
 
         Raises:
             ScheduleError: the schedule's domains are not the corpus's.
+            UsageError: the mapping is of domains that do not exist.
         """
-        if set(names) != set(self.names):
+        mapping = mapping or {}
+        for old, new in mapping.items():
+            if old not in names or new not in self.names:
+                raise UsageError(
+                    f"--map {old}={new}: the schedule has {', '.join(names)}; the corpus has {', '.join(self.names)}"
+                )
+        wanted = [mapping.get(name, name) for name in names]
+        if len(set(wanted)) < len(wanted):
+            raise UsageError("--map sends two domains of the schedule to one of the corpus; map each to its own")
+        if set(wanted) != set(self.names):
+            only_schedule = [name for name in names if mapping.get(name, name) not in self.names]
+            only_corpus = sorted(set(self.names) - set(wanted))
             raise ScheduleError(
-                f"the schedule's domains do not match the corpus; schedule: {', '.join(sorted(names))}; corpus: "
-                f"{', '.join(sorted(self.names))}; give the corpus it was learned on with --data"
+                "the schedule's domains do not match the corpus; only in the schedule: "
+                f"{', '.join(only_schedule) or 'none'}; only in the corpus: {', '.join(only_corpus) or 'none'}; rename with "
+                f"--map {only_schedule[0] if only_schedule else 'OLD'}={only_corpus[0] if only_corpus else 'NEW'}, or give "
+                "the corpus it was learned on with --data"
             )
         by_name = {domain.name: domain for domain in self.domains}
-        return replace(self, domains=[by_name[name] for name in names])
+        return replace(self, domains=[by_name[name] for name in wanted])
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -70,9 +89,14 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 
 def open_corpus(
-    data: str | None, tokenizer: str | None, cache_dir: str | None, on_progress: OnProgress = lambda *_: None
+    data: str | None,
+    tokenizer: str | None,
+    cache_dir: str | None,
+    on_progress: OnProgress = lambda *_: None,
+    fields: Fields = PLAIN,
+    domain_tokens: int | None = None,
 ) -> Corpus:
-    """The corpus in folder `data`, or the embedded default corpus.
+    """The corpus of --data (see `sources`), or the embedded default corpus. domain_tokens: budget per domain of a hub dataset.
 
     Raises:
         UsageError: the data or the tokenizer cannot be used as given.
@@ -80,12 +104,24 @@ def open_corpus(
     cache = cache_folder(cache_dir)
     if data is None:
         folder, own_tokenizer = embedded_corpus(cache, on_progress)
-        name = "embedded"
+        plan = replace(plan_corpus(str(folder), PLAIN), name="embedded")
+        loaded = load_tokenizer(tokenizer or str(own_tokenizer))
     else:
-        folder, own_tokenizer, name = Path(data), None, Path(data).expanduser().resolve().name
-    source = tokenizer or (str(own_tokenizer) if own_tokenizer else None)
-    files = discover_domains(str(folder))
-    if source is None:
-        raise UsageError("--data needs --tokenizer: a tokenizer.json or a hub name such as EleutherAI/gpt-neox-20b")
-    loaded = load_tokenizer(source)
-    return Corpus(name, loaded, [open_domain(domain, loaded, cache, on_progress) for domain in files])
+        plan = plan_corpus(data, fields, domain_tokens)
+        if tokenizer is None:
+            raise UsageError("--data needs --tokenizer: a tokenizer.json or a hub name such as EleutherAI/gpt-neox-20b")
+        loaded = load_tokenizer(tokenizer)
+    domains = [domain for source in plan.sources for domain in open_source(source, loaded, cache, on_progress)]
+    _check_domains(plan, domains)
+    return Corpus(plan.name, loaded, domains, plan.weights, plan.upsampling)
+
+
+def _check_domains(plan: CorpusPlan, domains: list[DomainStore]) -> None:
+    twice = [name for name, count in Counter(domain.name for domain in domains).items() if count > 1]
+    if twice:
+        raise UsageError(f"{plan.name} has two domains named {twice[0]}; rename one")
+    if len(domains) < 2:
+        raise UsageError(f"{plan.name} has one domain only ({domains[0].name}); a mixture needs at least two")
+    for domain in domains:
+        if not len(domain.train):
+            raise UsageError(f"domain {domain.name} has no training text; give it some, or remove it")

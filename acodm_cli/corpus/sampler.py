@@ -1,4 +1,10 @@
-"""Draws mixed batches: exact counts per domain, without replacement, resumable from two small vectors."""
+"""Draws mixed batches: exact counts per domain, without replacement, the same on every rank.
+
+Two small vectors are all the state: how many sequences of each domain were owed so far, and how many were drawn. With the
+seed they decide all that follows, so a run resumes exactly, and no loader needs to be told the past.
+
+Shape letters: K domains, B sequences of the global batch, S = T + 1 tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +17,19 @@ from numpy.typing import NDArray
 
 from acodm_cli.corpus.corpus import Corpus
 
+# Of executed weights to float32, in sequences.
+_ROUNDING = 1e-3
 Counts = NDArray[np.int64]
+Keys = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens_BS: int64 [B, seq_len + 1], inputs and shifted labels. domains_B: each sequence's domain.
-    samples_K: sequences per domain."""
+    """tokens_BS: int64, inputs and shifted labels, of this rank's sequences: `rows` of the global batch. domains_B: each
+    sequence's domain, and samples_K: sequences per domain, of the global batch."""
 
     tokens_BS: torch.Tensor
+    rows: slice
     domains_B: torch.Tensor
     samples_K: Counts
 
@@ -30,6 +40,10 @@ def apportion(owed_K: NDArray[np.float64], total: int) -> Counts:
     owed_K: expected samples not yet drawn, this step's included; they sum to `total`. Because what rounding leaves
     over stays owed, realised counts follow the cumulative expectation, and a domain with a share of less than one
     sequence per step is drawn every few steps instead of never.
+
+    Bounds: no domain is ever ahead by 1 or more. With constant weights none is behind by 1 or more either; under weights
+    that change against it at every step, serving the largest debt first keeps each debt below 1 + ln K (the cup game;
+    Adler et al. 2003, "A proportionate fair scheduling rule with good worst-case performance").
     """
     counts_K = np.maximum(np.floor(owed_K), 0).astype(np.int64)
     short = total - int(counts_K.sum())
@@ -43,81 +57,126 @@ def apportion(owed_K: NDArray[np.float64], total: int) -> Counts:
     return counts_K
 
 
-def permuted(positions: Counts, size: int, key: int) -> Counts:
-    """A pseudo-random permutation of [0, size) at the given positions, without building it.
+def cap_weights(weights_K: NDArray[np.float64], most_K: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights on the simplex, none above most_K; what is cut goes to the others in proportion to their weights.
+
+    Needs Σ most ≥ 1. If those left have no weight, it goes to them in proportion to their room.
+    """
+    if (weights_K <= most_K).all():
+        return weights_K
+    capped_K = np.zeros(len(weights_K), dtype=bool)
+    result_K = weights_K
+    while (over_K := (result_K > most_K) & ~capped_K).any():
+        capped_K |= over_K
+        left = 1 - most_K[capped_K].sum()
+        share_K = np.where(capped_K, 0, weights_K)
+        if share_K.sum() == 0:
+            share_K = np.where(capped_K, 0, most_K)
+        result_K = np.where(capped_K, most_K, left * share_K / share_K.sum() if share_K.any() else 0)
+    return result_K
+
+
+def permuted(positions_N: Counts, sizes_N: Counts, keys_N: Keys) -> Counts:
+    """A pseudo-random permutation of [0, size) per key, at the given positions, without building it.
 
     A four-round Feistel network on the smallest even number of bits that holds `size`; values outside are walked on
     until they fall inside (cycle walking). Constant memory, so epochs of a billion sequences cost nothing.
     """
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    rounds = np.random.SeedSequence(key).generate_state(4, np.uint64)
-    values = positions.astype(np.uint64)
-    outside = np.ones(len(values), dtype=bool)
-    while outside.any():
-        left, right = values[outside] >> np.uint64(half), values[outside] & mask
-        for round_key in rounds:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
-        values[outside] = (left << np.uint64(half)) | right
-        outside = values >= size
-    return values.astype(np.int64)
+    values_N = positions_N.astype(np.uint64)
+    sizes_N = sizes_N.astype(np.uint64)
+    half_N = np.maximum(1, (_bit_length(np.maximum(sizes_N, 2) - np.uint64(1)) + np.uint64(1)) // np.uint64(2))
+    outside = np.arange(len(values_N))
+    while len(outside):
+        half, key = half_N[outside], keys_N[outside]
+        mask = (np.uint64(1) << half) - np.uint64(1)
+        left, right = values_N[outside] >> half, values_N[outside] & mask
+        for number in range(4):
+            left, right = right, left ^ (_mix(right ^ _mix(key + np.uint64(number))) & mask)
+        values_N[outside] = (left << half) | right
+        outside = outside[values_N[outside] >= sizes_N[outside]]
+    return values_N.astype(np.int64)
 
 
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _bit_length(values_N: Keys) -> Keys:
+    """Exact below 2^53."""
+    return np.frexp(values_N.astype(np.float64))[1].astype(np.uint64)
+
+
+def _mix(value: Keys) -> Keys:
     """The finaliser of splitmix64: every input bit changes every output bit with probability a half."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
+def _key(*parts: int | NDArray[np.integer]) -> Keys:
+    """One key from whole numbers, elementwise."""
+    key: Any = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            key = _mix(np.atleast_1d(key * np.uint64(0x100000001B3) + np.asarray(part).astype(np.uint64)))
+    return np.atleast_1d(key)
+
+
 class Sampler:
     """Batches of `batch` sequences from P_α = Σ α_i UNIF(D_i), stratified.
 
-    Within an epoch of a domain no sequence repeats; each epoch has an order of its own. The state is how many
-    sequences each domain was expected to give and has given; with the seed it determines all that follows.
+    Within an epoch of a domain no sequence repeats; each epoch has an order of its own.
     """
 
-    def __init__(self, corpus: Corpus, batch: int, seq_len: int, seed: int) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        batch: int,
+        seq_len: int,
+        seed: int,
+        max_epochs: float | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """max_epochs: how often a domain may be seen. rank, world_size: which share of each batch is loaded here."""
         self.corpus = corpus
         self.batch = batch
         self.seq_len = seq_len
         self.seed = seed
+        self.rows = slice(rank * batch // world_size, (rank + 1) * batch // world_size)
         self.step = 0
         self.sizes_K = np.array([d.train.num_sequences(seq_len) for d in corpus.domains], dtype=np.int64)
+        self.limits_K = None if max_epochs is None else np.floor(max_epochs * self.sizes_K)
         self.expected_K = np.zeros(len(self.sizes_K))
         self.drawn_K = np.zeros(len(self.sizes_K), dtype=np.int64)
 
+    def executed(self, weights_K: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The weights that a mixer's become under --max-epochs: what a domain has no room for goes to the others."""
+        if self.limits_K is None:
+            return weights_K
+        return cap_weights(weights_K, np.maximum(self.limits_K - self.expected_K - _ROUNDING, 0) / self.batch)
+
     def draw(self, weights_K: NDArray[np.float64]) -> Batch:
-        """The next batch. weights_K: on the simplex."""
+        """The next batch. weights_K: on the simplex, executed."""
+        domains_B, indices_B, samples_K = self.pick(weights_K)
+        mine = zip(domains_B[self.rows].tolist(), indices_B[self.rows].tolist(), strict=True)
+        sequences = [self.corpus.domains[domain].train.sequence(index, self.seq_len) for domain, index in mine]
+        tokens_BS = np.stack(sequences) if sequences else np.zeros((0, self.seq_len + 1), np.int64)
+        return Batch(torch.from_numpy(tokens_BS), self.rows, torch.from_numpy(domains_B), samples_K)
+
+    def pick(self, weights_K: NDArray[np.float64]) -> tuple[Counts, Counts, Counts]:
+        """(domain [B], sequence of that domain [B], sequences per domain [K]) of the next global batch."""
         assert abs(weights_K.sum() - 1) < 1e-4, weights_K.sum()
         self.expected_K += self.batch * weights_K / weights_K.sum()
         samples_K = apportion(self.expected_K - self.drawn_K, self.batch)
-        picks = [
-            (domain, index)
-            for domain, count in enumerate(samples_K)
-            for index in self._indices(domain, int(self.drawn_K[domain]), int(count))
-        ]
+        domains_B = np.repeat(np.arange(len(samples_K)), samples_K)
+        # The how-manieth sequence of its domain since the run began; then within its epoch.
+        first_B = np.repeat(np.cumsum(samples_K) - samples_K, samples_K)
+        numbers_B = self.drawn_K[domains_B] + np.arange(self.batch) - first_B
+        sizes_B = self.sizes_K[domains_B]
+        keys_B = _key(self.seed, domains_B, numbers_B // sizes_B)
+        indices_B = permuted(numbers_B % sizes_B, sizes_B, keys_B)
+        # Mix the domains over the batch, so that every micro-batch and rank sees them.
+        order = np.random.default_rng((self.seed, self.step)).permutation(self.batch)
         self.drawn_K += samples_K
-        # Mix the domains over the batch, so that every micro-batch sees them.
-        order = np.random.default_rng((self.seed, self.step)).permutation(len(picks))
         self.step += 1
-        picks = [picks[position] for position in order]
-        sequences = [self.corpus.domains[domain].train.sequence(index, self.seq_len) for domain, index in picks]
-        return Batch(
-            tokens_BS=torch.from_numpy(np.stack(sequences)),
-            domains_B=torch.tensor([domain for domain, _ in picks]),
-            samples_K=samples_K,
-        )
-
-    def _indices(self, domain: int, start: int, count: int) -> list[int]:
-        size = int(self.sizes_K[domain])
-        numbers = np.arange(start, start + count)
-        indices: list[int] = []
-        for epoch in np.unique(numbers // size):
-            positions = numbers[numbers // size == epoch] % size
-            key = [self.seed, domain, int(epoch)]
-            indices += permuted(positions, size, _fold(key)).tolist()
-        return indices
+        return domains_B[order], indices_B[order], samples_K
 
     @property
     def epochs_K(self) -> NDArray[np.float64]:
@@ -135,9 +194,3 @@ class Sampler:
         self.step = state["step"]
         self.expected_K = state["expected"].numpy()
         self.drawn_K = state["drawn"].numpy()
-
-
-def _fold(parts: list[int]) -> int:
-    """One seed from several whole numbers."""
-    words = np.random.SeedSequence(parts).generate_state(2, np.uint64)
-    return int(words[0]) << 64 | int(words[1])

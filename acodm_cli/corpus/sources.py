@@ -1,177 +1,303 @@
-"""Reads documents from folders of JSONL, Parquet and text files.
+"""What --data may be: where each domain's documents come from.
 
-JSONL is read line by line here and not through a dataframe reader: pretraining corpora carry metadata whose type
-changes from record to record, and a broken record must be named by file and line.
+    folder/<domain>/*.jsonl.gz …        a sub-folder per domain
+    folder/<domain>.jsonl …             a file per domain (also <domain>-00000-of-00007.parquet)
+    folder or file, with a domain field records that carry their domain, as in The Pile and SlimPajama
+    manifest.toml                       domains, files or hub datasets, fields, weights
+    org/name                            a dataset of the Hugging Face hub, streamed
+    *.bin + *.idx                       tokens of Megatron-LM and GPT-NeoX, wherever a file of documents may stand
+
+Nothing is read here but names and manifests.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from acodm_cli.corpus.readers import Fields, file_kind
 from acodm_cli.errors import UsageError
 
-TEXT_FIELD = "text"
-_JSON = (".jsonl", ".json", ".ndjson")
-_TEXT = (".txt", ".md")
-_COMPRESSED = (".gz", ".zst")
-_VALIDATION_STEMS = ("validation", "valid", "val", "dev", "test")
+VALIDATION_WORDS = ("validation", "valid", "val", "dev", "test")
+INDEXED = "indexed"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# `-00000-of-00007`, `_3`, `.01`: numbered parts of one domain; `_text_document`: what Megatron's preprocessing appends.
+_PART = re.compile(r"([-_.](\d+(-of-\d+)?|text_document|text_sentence|train))+$")
+_VALIDATION = re.compile(rf"[-_.]({'|'.join(VALIDATION_WORDS)})$")
+_READ = "acodm reads .jsonl, .parquet, .arrow and .txt (also .gz and .zst), and .bin with .idx"
 
 
 @dataclass(frozen=True)
-class DomainFiles:
-    """One domain's files. validation: empty if a split is to be held out from train."""
+class FileSource:
+    """Files of documents. domain: of all of them, None if each document names its own. validation: empty if a split is to be
+    held out of train."""
 
-    name: str
+    domain: str | None
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
+    fields: Fields
 
 
-def discover_domains(data: str) -> list[DomainFiles]:
-    """Domains of a folder with one sub-folder per domain, in order of name.
+@dataclass(frozen=True)
+class IndexedSource:
+    """Tokens on disk, without their .bin and .idx."""
 
-    In a sub-folder, files whose name starts with validation, valid, val, dev or test are its validation split (the
-    first of these kinds that exists); all other readable files are its training split.
+    domain: str
+    train: Path
+    validation: Path | None
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A dataset that `datasets` streams. tokens: budget per domain, None for all of it. revision: None for the newest."""
+
+    domain: str | None
+    dataset: str
+    fields: Fields
+    config: str | None = None
+    split: str = "train"
+    validation_split: str | None = None
+    revision: str | None = None
+    tokens: int | None = None
+
+
+Source = FileSource | IndexedSource | HubSource
+
+
+@dataclass(frozen=True)
+class CorpusPlan:
+    """name: for people. weights: prior of each domain, as a manifest gives it; empty if it does not. upsampling: by how much a
+    domain's tokens count for more in natural weights."""
+
+    name: str
+    sources: list[Source]
+    weights: dict[str, float] = field(default_factory=dict)
+    upsampling: dict[str, float] = field(default_factory=dict)
+
+
+def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None) -> CorpusPlan:
+    """What to read for --data.
 
     Raises:
-        UsageError: the folder is missing, has no sub-folder, or a domain has no readable file.
+        UsageError: it is none of the forms above, or nothing in it can be read.
     """
-    root = Path(data).expanduser()
-    if not root.is_dir():
-        raise UsageError(f"--data {data} is not a folder; give a folder with one sub-folder per domain")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
-        raise UsageError(f"--data {data} has no sub-folders; put each domain's files in a sub-folder of its own")
-    domains = [_discover_files(folder) for folder in folders]
-    if len(domains) < 2:
-        raise UsageError(f"--data {data} has one domain only ({domains[0].name}); a mixture needs at least two")
-    return domains
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return CorpusPlan(path.resolve().name, _of_folder(path, fields))
+    if path.suffix == ".toml":
+        return _of_manifest(path, fields)
+    if path.is_file():
+        if fields.domain is None:
+            raise UsageError(
+                f"--data {data} is one file; name the field with each record's domain (--domain-field), or give a folder "
+                "or a manifest"
+            )
+        return CorpusPlan(path.stem, [_of_files([path], fields)])
+    if _HUB_NAME.fullmatch(data) and not data.startswith(("./", "../")):
+        if fields.domain is None:
+            raise UsageError(
+                f"--data {data} is a hub dataset; name the field with each record's domain (--domain-field)"
+            )
+        return CorpusPlan(data, [HubSource(None, data, fields, tokens=domain_tokens)])
+    raise UsageError(
+        f"--data {data} does not exist; give a folder, a file, a manifest (.toml), or a hub dataset (org/name)"
+    )
 
 
-def _discover_files(folder: Path) -> DomainFiles:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and _kind(path) is not None)
-    by_stem = {stem: [path for path in files if path.name.lower().startswith(stem)] for stem in _VALIDATION_STEMS}
-    validation = next((found for found in by_stem.values() if found), [])
-    held_out = {path for found in by_stem.values() for path in found}
-    train = [path for path in files if path not in held_out]
-    if not train:
-        raise UsageError(
-            f"domain {folder.name} has no training file in {folder}; acodm reads .jsonl, .parquet and .txt "
-            "(also .gz and .zst)"
-        )
-    return DomainFiles(folder.name, tuple(train), tuple(validation))
+# Folders
+
+
+def _of_folder(folder: Path, fields: Fields) -> list[Source]:
+    if fields.domain is not None:
+        return [_of_files(_readable(folder.rglob("*")), fields, f"--data {folder}")]
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    if any(_readable(path.iterdir()) for path in folders):
+        return [_of_domain(path.name, _readable(path.iterdir()), fields, str(path)) for path in folders]
+    named: dict[str, list[Path]] = {}
+    for path in _readable(folder.iterdir()):
+        named.setdefault(_domain_of(path), []).append(path)
+    if not named:
+        raise UsageError(f"--data {folder} has nothing to read in it or in its sub-folders; {_READ}")
+    return [_of_domain(name, paths, fields, str(folder), named_by_domain=True) for name, paths in sorted(named.items())]
+
+
+def _readable(paths: Iterator[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.is_file() and _kind(path) and not path.name.startswith("."))
 
 
 def _kind(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes = suffixes[:-1]
-    last = suffixes[-1] if suffixes else ""
-    if last in _JSON:
-        return "json"
-    if last in _TEXT:
-        return "text"
-    return "parquet" if last == ".parquet" else None
+    if path.suffix == ".bin":
+        return INDEXED
+    return None if path.name in ("dataset_info.json", "state.json", "manifest.json") else file_kind(path)
 
 
-def read_documents(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[str]:
-    """The documents of one file, in order. on_bytes: told how many bytes of the file were read since last time.
+def _stem(path: Path) -> str:
+    """Without the suffixes of formats and compression."""
+    name = path.name
+    while Path(name).suffix.lower() in (
+        ".gz",
+        ".zst",
+        ".bin",
+        ".jsonl",
+        ".json",
+        ".ndjson",
+        ".txt",
+        ".md",
+        ".parquet",
+        ".arrow",
+    ):
+        name = name[: -len(Path(name).suffix)]
+    return name
 
-    Raises:
-        UsageError: a record that is not valid, with file and line or row.
-    """
-    kind = _kind(path)
-    assert kind is not None
-    if kind == "parquet":
-        yield from _read_parquet(path, on_bytes)
-        return
+
+def _domain_of(path: Path) -> str:
+    """`github-00001-of-00010.parquet` and `github.validation.jsonl` -> github"""
+    stem = _VALIDATION.sub("", _PART.sub("", _stem(path)))
+    return _PART.sub("", stem) or stem or path.stem
+
+
+def _validation_word(path: Path, named_by_domain: bool) -> str | None:
+    """The word that makes a file a validation split: its name ends with it or, unless it is the domain's, starts with it."""
+    stem = _PART.sub("", _stem(path)).lower()
+    for word in VALIDATION_WORDS:
+        if re.search(rf"[-_.]{word}$", stem) or (not named_by_domain and re.match(rf"{word}([-_.\d]|$)", stem)):
+            return word
+    return None
+
+
+def _split(paths: list[Path], named_by_domain: bool = False) -> tuple[list[Path], list[Path]]:
+    """(train, validation): of several kinds of validation files the first is taken, and none is trained on."""
+    words = {path: _validation_word(path, named_by_domain) for path in paths}
+    validation = next((found for word in VALIDATION_WORDS if (found := [p for p in paths if words[p] == word])), [])
+    return [path for path in paths if words[path] is None], validation
+
+
+def _of_domain(name: str, paths: list[Path], fields: Fields, where: str, named_by_domain: bool = False) -> Source:
+    train, validation = _split(paths, named_by_domain)
+    if not train:
+        raise UsageError(f"domain {name} has no training file in {where}; {_READ}")
+    kinds = {_kind(path) for path in (*train, *validation)}
+    if INDEXED not in kinds:
+        return FileSource(name, tuple(train), tuple(validation), fields)
+    if kinds != {INDEXED} or len(train) > 1 or len(validation) > 1:
+        raise UsageError(
+            f"domain {name}: one .bin with its .idx for training, and at most one for validation; found "
+            f"{', '.join(path.name for path in (*train, *validation))}"
+        )
+    return IndexedSource(name, train[0].with_suffix(""), validation[0].with_suffix("") if validation else None)
+
+
+def _of_files(paths: list[Path], fields: Fields, where: str = "") -> FileSource:
+    """Files whose records name their domains."""
+    train, validation = _split([path for path in paths if _kind(path) != INDEXED])
+    if not train:
+        raise UsageError(f"{where} has no file whose records could carry {fields.domain!r}; {_READ}")
+    return FileSource(None, tuple(train), tuple(validation), fields)
+
+
+# Manifests
+
+_MANIFEST_KEYS = {"name", "text_field", "domains"}
+_DOMAIN_KEYS = {
+    "files", "validation", "dataset", "config", "split", "validation_split", "revision", "tokens", "text_field", "weight",
+    "upsampling",
+}  # fmt: skip
+
+
+def _of_manifest(path: Path, fields: Fields) -> CorpusPlan:
+    """TOML: a table `domains.<name>` per domain with `files` (patterns, relative to the manifest) or `dataset`."""
     try:
-        with path.open("rb") as file:
-            counted = _Counted(file, on_bytes)
-            with _decompressed(path, counted) as stream:
-                if kind == "text":
-                    yield _decode(stream.read(), path, None)
-                else:
-                    yield from _read_json_lines(path, stream)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UsageError(f"{path}: damaged or truncated archive ({error}); compress or fetch it again") from None
-    except OSError as error:  # also how Arrow reports a damaged zstd frame
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error}); fetch it again") from None
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"manifest {path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError tells the line
+        raise UsageError(f"manifest {path}: {error}") from None
+    _check_keys(content, _MANIFEST_KEYS, f"manifest {path}")
+    domains = content.get("domains")
+    if not isinstance(domains, dict) or not domains:
+        raise UsageError(f"manifest {path} has no domains; give each a table [domains.NAME] with files or a dataset")
+    default = Fields(_value(content, "text_field", str, f"manifest {path}") or fields.text)
+    plan = CorpusPlan(_value(content, "name", str, f"manifest {path}") or path.stem, [])
+    for name, entry in domains.items():
+        where = f"manifest {path}, domain {name}"
+        if not isinstance(entry, dict):
+            raise UsageError(f"{where}: not a table with files or a dataset")
+        _check_keys(entry, _DOMAIN_KEYS, where)
+        plan.sources.append(_of_entry(path.parent, name, entry, default, where))
+        for key, found in (("weight", plan.weights), ("upsampling", plan.upsampling)):
+            value = _value(entry, key, (int, float), where)
+            if value is not None:
+                if not 0 < value < float("inf"):
+                    raise UsageError(f"{where}: {key} = {value}; give a number above 0")
+                found[name] = float(value)
+    if plan.weights and len(plan.weights) < len(domains):
+        missing = ", ".join(name for name in domains if name not in plan.weights)
+        raise UsageError(f"manifest {path}: no weight for {missing}; give every domain a weight, or none")
+    return plan
 
 
-class _Counted(io.RawIOBase):
-    """Reports how far a file has been read, compressed or not."""
-
-    def __init__(self, file: IO[bytes], on_bytes: Callable[[int], None]) -> None:
-        self.file = file
-        self.on_bytes = on_bytes
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self.file.read(len(buffer))
-        buffer[: len(data)] = data
-        self.on_bytes(len(data))
-        return len(data)
-
-
-def _decompressed(path: Path, raw: _Counted) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return gzip.GzipFile(fileobj=io.BufferedReader(raw), mode="rb")  # type: ignore[return-value]
-    if path.suffix.lower() == ".zst":
-        # Arrow's reader takes a frame that ends early for an error, zstandard's for the end of the data.
-        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
-    return io.BufferedReader(raw)
-
-
-def _read_json_lines(path: Path, stream: IO[bytes]) -> Iterator[str]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(_decode(line, path, number))
-        except ValueError as error:
-            raise UsageError(f"{path}:{number}: not valid JSON ({error}); repair or remove the line") from None
-        except RecursionError:
-            raise UsageError(f"{path}:{number}: JSON is nested too deeply; repair or remove the line") from None
-        if not isinstance(record, dict) or not isinstance(record.get(TEXT_FIELD), str):
-            raise UsageError(f'{path}:{number}: no text in field "{TEXT_FIELD}"; every record needs one')
-        yield record[TEXT_FIELD]
+def _of_entry(folder: Path, name: str, entry: dict[str, Any], default: Fields, where: str) -> Source:
+    fields = Fields(_value(entry, "text_field", str, where) or default.text)
+    dataset = _value(entry, "dataset", str, where)
+    if (dataset is None) == ("files" not in entry):
+        raise UsageError(f"{where}: give either files or a dataset")
+    if dataset is not None:
+        local = folder / dataset
+        return HubSource(
+            name,
+            str(local) if local.exists() else dataset,
+            fields,
+            config=_value(entry, "config", str, where),
+            split=_value(entry, "split", str, where) or "train",
+            validation_split=_value(entry, "validation_split", str, where),
+            revision=_value(entry, "revision", str, where),
+            tokens=_value(entry, "tokens", int, where),
+        )
+    train = _matching(folder, entry["files"], where)
+    if "validation" not in entry:
+        return _of_domain(name, train, fields, where)
+    validation = _matching(folder, entry["validation"], where)
+    if any(_kind(path) == INDEXED for path in (*train, *validation)):
+        if len(train) > 1 or len(validation) > 1:
+            raise UsageError(f"{where}: one .bin each for files and validation")
+        return IndexedSource(name, train[0].with_suffix(""), validation[0].with_suffix(""))
+    held_out = set(validation)
+    return FileSource(name, tuple(path for path in train if path not in held_out), tuple(validation), fields)
 
 
-def _read_parquet(path: Path, on_bytes: Callable[[int], None]) -> Iterator[str]:
-    try:
-        with pq.ParquetFile(path) as file:
-            if TEXT_FIELD not in file.schema_arrow.names:
-                raise UsageError(
-                    f'{path}: no column "{TEXT_FIELD}"; its columns are {", ".join(file.schema_arrow.names)}'
-                )
-            size = path.stat().st_size
-            row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[TEXT_FIELD]):
-                for text in batch.column(0).to_pylist():
-                    if not isinstance(text, str):
-                        raise UsageError(f'{path}: row {row} has no text in column "{TEXT_FIELD}"')
-                    yield text
-                    row += 1
-                on_bytes(size * len(batch) // max(file.metadata.num_rows, 1))
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+def _matching(folder: Path, patterns: Any, where: str) -> list[Path]:
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError(f"{where}: files are a pattern or a list of patterns")
+    found: list[Path] = []
+    for pattern in patterns:
+        absolute = Path(pattern).expanduser()
+        base, relative = (Path(absolute.anchor), str(absolute.relative_to(absolute.anchor))) if absolute.is_absolute() else (folder, str(absolute))  # fmt: skip
+        matches = _readable(base.glob(relative))
+        if not matches:
+            raise UsageError(f"{where}: {pattern!r} matches no file that can be read; {_READ}")
+        found += matches
+    twice = [path.name for path, count in Counter(found).items() if count > 1]
+    if twice:
+        raise UsageError(f"{where}: {twice[0]} is matched twice; its documents would count double (use upsampling)")
+    return found
 
 
-def _decode(data: bytes, path: Path, line: int | None) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = f"{path}:{line}" if line else f"{path}: byte {error.start}"
-        raise UsageError(f"{where}: not UTF-8; convert the file to UTF-8") from None
+def _check_keys(table: dict[str, Any], known: set[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise UsageError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+
+
+def _value(table: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
+    value = table.get(key)
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UsageError(f"{where}: {key} = {value!r} is not of type {names}")
+    return value

@@ -1,29 +1,46 @@
-"""Token stores: a domain's tokens on disk, memory-mapped, made once per content and tokenizer."""
+"""Token stores: a domain's tokens on disk, memory-mapped, made once per content and tokenizer.
+
+    documents -> batches -> tokenizer (all cores) -> cache/tokens/<key>/<n>.train.bin, <n>.validation.bin, index.json
+
+Reading and writing run in threads beside the tokenizer, which leaves Python's lock alone while it works.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import queue
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acodm_cli.corpus.sources import DomainFiles, read_documents
+from acodm_cli.corpus import hub
+from acodm_cli.corpus.indexed import content_key, open_indexed
+from acodm_cli.corpus.readers import Document, read_documents
+from acodm_cli.corpus.sources import FileSource, HubSource, IndexedSource, Source
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import AcodmError, UsageError
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 HOLD_OUT_EVERY = 20
-_ENCODE_CHARACTERS = 1 << 22
+# Of a stream that cannot be copied: at most so much of its end is held out.
+HOLD_OUT_TOKENS = 1_000_000
+MAX_DOMAINS = 1000
+SPLITS = ("train", "validation")
+_ENCODE_CHARACTERS = 1 << 21
+# A hub stream ends when every domain has its budget and so many documents in a row were of no use.
+_PATIENCE = 100_000
 
-# name of the domain, bytes of its files read so far, bytes of all its files
+# what is read (a domain, or files of several), how far, of how much (bytes, or tokens of a budget; 0 if unknown)
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -34,13 +51,13 @@ class TokenStore:
     Sequence k is tokens [k·T, k·T + T]: T inputs and, shifted by one, T labels. Sequences cross document borders.
     """
 
-    tokens: NDArray[np.uint16] | NDArray[np.uint32]
+    tokens: NDArray[np.integer]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def num_sequences(self, seq_len: int) -> int:
-        return (len(self.tokens) - 1) // seq_len
+        return max(0, len(self.tokens) - 1) // seq_len
 
     def sequence(self, index: int, seq_len: int) -> NDArray[np.int64]:
         start = index * seq_len
@@ -49,112 +66,183 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class DomainStore:
+    """key: of the tokens of both splits, wherever they come from."""
+
     name: str
     train: TokenStore
     validation: TokenStore
     key: str
 
 
-def open_domain(files: DomainFiles, tokenizer: Tokenizer, cache: Path, on_progress: OnProgress) -> DomainStore:
-    """A domain's stores out of the cache, tokenised first if they are not there.
+def open_source(source: Source, tokenizer: Tokenizer, cache: Path, on_progress: OnProgress) -> list[DomainStore]:
+    """The stores of a source's domains out of the cache, tokenised first if they are not there, in order of name.
 
-    The key is the content of the files and the tokenizer, so that a changed file is tokenised again. Written in a
-    folder of its own that is renamed when complete: two processes may prepare the same domain at once.
+    The cache's key is the content of the source and the tokenizer, so that a changed file is tokenised again. Written in a
+    folder of its own that is renamed when complete: two processes may prepare the same source at once.
 
     Raises:
-        UsageError: a document that cannot be read. The cache is left as it was.
+        UsageError: a document that cannot be read, or a domain without text. The cache is left as it was.
+        AcodmError: the cache cannot be written, or is damaged.
     """
-    key = _content_key(files, tokenizer)
+    if isinstance(source, IndexedSource):
+        return [_open_indexed_source(source, tokenizer)]
+    key = _source_key(source, tokenizer)
     folder = cache / "tokens" / key
     if not (folder / "index.json").is_file():
-        _tokenize(files, tokenizer, folder, on_progress)
-    index = json.loads((folder / "index.json").read_text())
-    stores = {}
-    for split in ("train", "validation"):
-        path = folder / f"{split}.bin"
+        _tokenize(source, tokenizer, folder, on_progress)
+    return _open_folder(folder, source.domain)
+
+
+def _open_folder(folder: Path, name: str | None) -> list[DomainStore]:
+    """name: of the domain, for what was stored without one."""
+    stores = []
+    try:
+        index = json.loads((folder / "index.json").read_text())
         dtype = np.dtype(index["dtype"])
-        expected = index[split] * dtype.itemsize
-        if not path.is_file() or path.stat().st_size != expected:
-            raise AcodmError(f"the token cache {folder} is damaged; remove it, and it will be made again")
-        # An empty file cannot be memory-mapped.
-        stores[split] = TokenStore(np.memmap(path, dtype, mode="r") if expected else np.zeros(0, dtype))
-    return DomainStore(files.name, stores["train"], stores["validation"], key)
+        for number, entry in enumerate(index["domains"]):
+            splits = {}
+            for split in SPLITS:
+                path = folder / f"{number}.{split}.bin"
+                # An empty file cannot be memory-mapped.
+                splits[split] = np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+            if content_key(splits["train"]) + content_key(splits["validation"]) != entry["content"]:
+                raise ValueError
+            stores.append(
+                DomainStore(
+                    name or entry["name"],
+                    TokenStore(splits["train"]),
+                    TokenStore(splits["validation"]),
+                    _key(entry["content"]),
+                )
+            )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise AcodmError(f"the token cache {folder} is damaged; remove it, and it will be made again") from None
+    return stores
 
 
-def _content_key(files: DomainFiles, tokenizer: Tokenizer) -> str:
+def _key(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+def _open_indexed_source(source: IndexedSource, tokenizer: Tokenizer) -> DomainStore:
+    train = open_indexed(source.train, tokenizer.vocab_size)
+    if source.validation is not None:
+        tokens, held_out = train.tokens, open_indexed(source.validation, tokenizer.vocab_size).tokens
+    else:
+        least = len(train.tokens) - min(len(train.tokens) // HOLD_OUT_EVERY, HOLD_OUT_TOKENS)
+        # At the document that ends last before it; or, in one long document, right there.
+        before = train.ends[np.searchsorted(train.ends, least, "right") - 1] if train.ends[0] <= least else least
+        tokens, held_out = train.tokens[:before], train.tokens[before:]
+    key = _key(content_key(tokens) + content_key(held_out))
+    return DomainStore(source.domain, TokenStore(tokens), TokenStore(held_out), key)
+
+
+def _source_key(source: FileSource | HubSource, tokenizer: Tokenizer) -> str:
+    """Of the content, not of the names of files or domain: a renamed folder is not tokenised again."""
     digest = hashlib.sha256(f"{STORE_VERSION} {tokenizer.fingerprint} {tokenizer.end_of_document}".encode())
-    for split, paths in (("train", files.train), ("validation", files.validation)):
+    digest.update(repr(source.fields).encode())
+    if isinstance(source, HubSource):
+        digest.update(repr((hub.source_key(source), source.tokens, source.domain is None)).encode())
+        return digest.hexdigest()[:24]
+    for split, paths in (("train", source.train), ("validation", source.validation)):
         for path in paths:
             try:
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-            suffixes = "".join(path.suffixes)
-            digest.update(f" {split} {suffixes} {content}".encode())
+            digest.update(f" {split} {''.join(path.suffixes)} {content}".encode())
     return digest.hexdigest()[:24]
 
 
-def _tokenize(files: DomainFiles, tokenizer: Tokenizer, folder: Path, on_progress: OnProgress) -> None:
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+# Tokenising
+
+
+def _tokenize(source: FileSource | HubSource, tokenizer: Tokenizer, folder: Path, on_progress: OnProgress) -> None:
     try:
-        with (partial / "train.bin").open("wb") as train, (partial / "validation.bin").open("wb") as validation:
-            hold_out = not files.validation
-            on_bytes = _byte_counter(files, on_progress)
-            train_documents = (text for path in files.train for text in read_documents(path, on_bytes))
-            _write_documents(train_documents, tokenizer, dtype, train, validation if hold_out else None)
-            validation_documents = (text for path in files.validation for text in read_documents(path, on_bytes))
-            _write_documents(validation_documents, tokenizer, dtype, validation, None)
-        if hold_out:
-            _ensure_hold_out(partial, dtype)
-        counts = {s: (partial / f"{s}.bin").stat().st_size // dtype.itemsize for s in ("train", "validation")}
-        (partial / "index.json").write_text(json.dumps(counts | {"dtype": dtype.name, "version": STORE_VERSION}))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            partial.rename(folder)
-        except OSError:
-            if not (folder / "index.json").is_file():  # else another process was faster with the same content
-                raise
+            writer = _StoreWriter(partial, tokenizer)
+            if isinstance(source, FileSource):
+                _write_files(source, tokenizer, writer, on_progress)
+            else:
+                _write_stream(source, tokenizer, writer, on_progress)
+            writer.finish(source.domain)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not (folder / "index.json").is_file():  # else another process was faster with the same content
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise AcodmError(
-            f"cannot write the token cache in {folder.parent}: {error.strerror}; use --cache-dir"
+            f"cannot write the token cache in {folder.parent}: {error.strerror}; make room or use --cache-dir"
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _byte_counter(files: DomainFiles, on_progress: OnProgress) -> Callable[[int], None]:
-    total = sum(path.stat().st_size for path in files.train + files.validation)
+def _write_files(source: FileSource, tokenizer: Tokenizer, writer: _StoreWriter, on_progress: OnProgress) -> None:
+    total = sum(path.stat().st_size for path in source.train + source.validation)
+    label = source.domain or ", ".join(sorted({path.parent.name for path in source.train}))
     done = 0
 
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
-        on_progress(files.name, min(done, total), total)
+        on_progress(label, min(done, total), total)
 
-    return on_bytes
-
-
-def _write_documents(
-    documents: Iterator[str], tokenizer: Tokenizer, dtype: np.dtype, out: BinaryIO, held_out: BinaryIO | None
-) -> None:
-    """Tokenised documents to `out`, or every HOLD_OUT_EVERY-th one to `held_out`."""
-    number = 0
-    for texts in _in_batches(documents):
-        for encoding in tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False):
-            number += 1
-            into = held_out if held_out is not None and number % HOLD_OUT_EVERY == 0 else out
-            np.array([*encoding.ids, tokenizer.end_of_document], dtype=dtype).tofile(into)
+    for split, paths in (("train", source.train), ("validation", source.validation)):
+        documents = (document for path in paths for document in read_documents(path, source.fields, on_bytes))
+        hold_out = split == "train" and not source.validation
+        for batch in encoded(documents, tokenizer):
+            writer.add(batch, split, hold_out)
 
 
-def _in_batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    """Batches large enough for the tokenizer's threads, and bounded in memory."""
-    batch: list[str] = []
+def _write_stream(source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter, on_progress: OnProgress) -> None:
+    """Domains that have their budget take no more; the stream ends when nothing new is to be expected of it."""
+    documents = hub.HubDocuments(source)
+    validation = documents.validation_split
+    for split, of_dataset in (("train", source.split), ("validation", validation)):
+        if of_dataset is None:
+            continue
+        budget = source.tokens if split == "train" else source.tokens and max(1, source.tokens // HOLD_OUT_EVERY)
+        useless = [0]
+        wanted = _until_full(documents.read(of_dataset), writer, split, budget, useless)
+        for batch in encoded(wanted, tokenizer):
+            writer.add(batch, split, hold_out=split == "train" and validation is None, budget=budget)
+            counts = [d.tokens[split] for d in writer.domains.values()]
+            on_progress(source.dataset, sum(min(c, budget or c) for c in counts), (budget or 0) * len(counts))
+
+
+def _until_full(
+    documents: Iterator[Document], writer: _StoreWriter, split: str, budget: int | None, useless: list[int]
+) -> Iterator[Document]:
+    for document in documents:
+        domain = writer.domains.get(document.domain or "")
+        if budget is not None and domain is not None and domain.tokens[split] >= budget:
+            useless[0] += 1
+            if useless[0] >= _PATIENCE or len(writer.domains) == 1:
+                return
+            continue
+        useless[0] = 0
+        yield document
+
+
+def encoded(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[list[tuple[str, list[int]]]]:
+    """Batches of (domain, token ids), read ahead in a thread. Batches feed the tokenizer's threads, bounded in memory."""
+    with _Prefetched(_in_batches(documents)) as batches:
+        for batch in batches:
+            encodings = tokenizer.backend.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
+            yield [(d.domain or "", encoding.ids) for d, encoding in zip(batch, encodings, strict=True)]
+
+
+def _in_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     characters = 0
-    for text in documents:
-        batch.append(text)
-        characters += len(text)
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
         if characters >= _ENCODE_CHARACTERS or len(batch) >= 4096:
             yield batch
             batch, characters = [], 0
@@ -162,11 +250,135 @@ def _in_batches(documents: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _ensure_hold_out(folder: Path, dtype: np.dtype) -> None:
-    """With too few documents to hold some out, hold out the end of the stream instead."""
-    if (folder / "validation.bin").stat().st_size:
-        return
-    tokens = np.fromfile(folder / "train.bin", dtype)
-    cut = len(tokens) - len(tokens) // HOLD_OUT_EVERY
-    tokens[cut:].tofile(folder / "validation.bin")
-    os.truncate(folder / "train.bin", cut * dtype.itemsize)
+class _Prefetched:
+    """Runs an iterator in a thread, two items ahead. Its errors are raised where its items are taken."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self.items = items
+        self.queue: queue.Queue[tuple[Any, BaseException | None] | None] = queue.Queue(2)
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            for item in self.items:
+                if not self._put((item, None)):
+                    return
+            self._put(None)
+        except BaseException as error:
+            self._put((None, error))
+
+    def _put(self, value: tuple[Any, BaseException | None] | None) -> bool:
+        while not self.stopped.is_set():
+            try:
+                self.queue.put(value, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __enter__(self) -> Iterator[Any]:
+        self.thread.start()
+        return self._take()
+
+    def _take(self) -> Iterator[Any]:
+        while (value := self.queue.get()) is not None:
+            item, error = value
+            if error is not None:
+                raise error
+            yield item
+
+    def __exit__(self, *error: object) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+
+@dataclass
+class _DomainFiles:
+    number: int
+    documents: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+
+
+class _StoreWriter:
+    """Appends token ids to the files of their domains, in a thread, in order."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self.folder = folder
+        self.end = tokenizer.end_of_document
+        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        self.domains: dict[str, _DomainFiles] = {}
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
+
+    def add(self, batch: list[tuple[str, list[int]]], split: str, hold_out: bool, budget: int | None = None) -> None:
+        """hold_out: every HOLD_OUT_EVERY-th document of a domain goes to validation. budget: tokens after which a domain takes
+        no more."""
+        self.wait()
+        self.pending = self.thread.submit(self._write, batch, split, hold_out, budget)
+
+    def wait(self) -> None:
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def _write(self, batch: list[tuple[str, list[int]]], split: str, hold_out: bool, budget: int | None) -> None:
+        parts: dict[tuple[str, str], list[NDArray[np.integer]]] = {}
+        end = np.array([self.end], self.dtype)
+        for name, ids in batch:
+            domain = self.domains.get(name)
+            if domain is None:
+                if len(self.domains) == MAX_DOMAINS:
+                    raise UsageError(
+                        f"more than {MAX_DOMAINS} domains, such as {', '.join(map(repr, list(self.domains)[:3]))}; is this "
+                        "the right --domain-field?"
+                    )
+                domain = self.domains[name] = _DomainFiles(len(self.domains))
+            if budget is not None and domain.tokens[split] >= budget:
+                continue
+            domain.documents += 1
+            into = "validation" if hold_out and domain.documents % HOLD_OUT_EVERY == 0 else split
+            domain.tokens[into] += len(ids) + 1
+            parts.setdefault((name, into), []).extend((np.array(ids, self.dtype), end))
+        for (name, into), arrays in parts.items():
+            with self._path(self.domains[name], into).open("ab") as file:
+                np.concatenate(arrays).tofile(file)
+
+    def _path(self, domain: _DomainFiles, split: str) -> Path:
+        return self.folder / f"{domain.number}.{split}.bin"
+
+    def finish(self, name: str | None) -> None:
+        """name: of the only domain, None if documents named theirs."""
+        self.wait()
+        self.thread.shutdown()
+        if not self.domains:
+            raise UsageError(f"domain {name} has no text" if name else "there is no document in the data")
+        names = sorted(self.domains)
+        entries = []
+        for number, domain_name in enumerate(names):
+            domain = self.domains[domain_name]
+            self._hold_out_end(domain)
+            content = ""
+            for split in SPLITS:
+                path = self._path(domain, split)
+                path.touch()
+                path = path.rename(
+                    self.folder / f"{split}.{number}"
+                )  # numbers in order of name; two steps, to not collide
+                content += content_key(np.fromfile(path, self.dtype))
+            entries.append({"name": domain_name, "documents": domain.documents, "content": content})
+        for number in range(len(names)):
+            for split in SPLITS:
+                (self.folder / f"{split}.{number}").rename(self.folder / f"{number}.{split}.bin")
+        index = {"version": STORE_VERSION, "dtype": self.dtype.name, "domains": entries}
+        (self.folder / "index.json").write_text(json.dumps(index))
+
+    def _hold_out_end(self, domain: _DomainFiles) -> None:
+        """With too few documents to hold some out, hold out the end of the stream instead."""
+        train, validation = (self._path(domain, split) for split in SPLITS)
+        if domain.tokens["validation"] or not train.is_file():
+            return
+        tokens = np.fromfile(train, self.dtype)
+        cut = len(tokens) - len(tokens) // HOLD_OUT_EVERY
+        tokens[cut:].tofile(validation)
+        os.truncate(train, cut * self.dtype.itemsize)

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from acodm_cli.corpus.preflight import DomainUse
 from acodm_cli.display.inspect import domain_table, human_count, in_colour, validation_rows
 from acodm_cli.schedule.schedule import Schedule
 
@@ -22,6 +25,24 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> None:
+    """mixture: whose weights these are."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for name in ("domain", "tokens", "validation", f"{mixture} weight", "epochs", "exhausted at step"):
+        table.add_column(name, justify="left" if name == "domain" else "right", no_wrap=True)
+    for use in uses:
+        table.add_row(
+            Text(use.name),
+            human_count(use.tokens),
+            human_count(use.validation_tokens),
+            f"{use.weight:.1%}",
+            f"{use.epochs:.2f}",
+            f"{use.exhausted_at:,}" if use.exhausted_at else "",
+        )
+    console.print(table)
+    console.print()
 
 
 def print_summary(console: Console, schedule: Schedule) -> None:

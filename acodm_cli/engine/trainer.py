@@ -40,7 +40,8 @@ from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
 @dataclass(frozen=True)
 class TrainSettings:
     """steps: optimiser steps. batch, micro_batch: sequences. seq_len: predicted tokens per sequence. lr: peak.
-    validate_every: steps. validation_sequences: per domain. The rest as in AdamW and the cosine schedule."""
+    validate_every: steps. validation_sequences: per domain. max_epochs: how often a
+    domain may be seen. The rest as in AdamW and the cosine schedule."""
 
     steps: int
     batch: int
@@ -53,6 +54,7 @@ class TrainSettings:
     seed: int
     validate_every: int
     validation_sequences: int
+    max_epochs: float | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -99,7 +101,7 @@ class Trainer:
         self.settings = settings
         self.compute = compute
         self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay)
-        self.sampler = Sampler(corpus, settings.batch, settings.seq_len, settings.seed)
+        self.sampler = Sampler(corpus, settings.batch, settings.seq_len, settings.seed, settings.max_epochs)
         self.probe = probe
         self.norms = NormReader(model, mixer.depths)
         self.step = 0
@@ -114,7 +116,9 @@ class Trainer:
         while self.step < self.settings.steps:
             started = time.perf_counter()
             # Executed weights are float32, as recorded: a replay of the record draws the same batches.
-            weights_K = self.mixer.weights(self.observation).astype(np.float32).astype(np.float64)
+            weights_K = (
+                self.sampler.executed(self.mixer.weights(self.observation)).astype(np.float32).astype(np.float64)
+            )
             batch = self.sampler.draw(weights_K)
             sums_K = self._forward_backward(batch)
             self.mixer.learn()  # host work, while a GPU is still busy with the backward pass
@@ -153,11 +157,12 @@ class Trainer:
         if self.probe:
             tokens_B = torch.full_like(batch.domains_B, self.settings.seq_len)
             self.probe.start(self.step, batch.domains_B, tokens_B)
-        for first in range(0, len(batch.domains_B), micro):
-            rows = slice(first, first + micro)
+        for first in range(0, len(batch.tokens_BS), micro):
+            tokens_BS = self._to_device(batch.tokens_BS[first : first + micro])
+            start = batch.rows.start + first
+            rows = slice(start, start + len(tokens_BS))  # of the global batch
             if self.probe:
                 self.probe.begin(rows)
-            tokens_BS = self._to_device(batch.tokens_BS[rows])
             with self.compute.autocast():
                 total, losses_BT = self.loss(tokens_BS[:, :-1], tokens_BS[:, 1:], scale, self.probe)
             total.backward()

@@ -11,7 +11,7 @@ import pytest
 
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.corpus.embedded import embedded_corpus
-from acodm_cli.corpus.sources import read_documents
+from acodm_cli.corpus.readers import read_documents
 from acodm_cli.corpus.tokenizer import load_tokenizer
 from acodm_cli.errors import ScheduleError, UsageError
 from tests.conftest import DOMAINS, generate_documents, write_corpus
@@ -102,7 +102,7 @@ def test_bad_records_are_named_and_leave_the_cache_alone(
     with pytest.raises(UsageError, match=message):
         open_corpus(str(folder), str(tokenizer_file), str(tmp_path / "cache"))
     # The complete domain is kept; nothing is left of the broken one.
-    assert {path.name for path in files_in(tmp_path / "cache")} == {"train.bin", "validation.bin", "index.json"}
+    assert {path.name for path in files_in(tmp_path / "cache")} == {"0.train.bin", "0.validation.bin", "index.json"}
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
 
 
@@ -124,7 +124,7 @@ def test_missing_and_empty_data(tmp_path: Path, tokenizer_file: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare" / "a").mkdir(parents=True)
     (tmp_path / "bare" / "b").mkdir(parents=True)
-    for data, message in (("none", "not a folder"), ("empty", "no sub-folders"), ("bare", "no training file")):
+    for data, message in (("none", "does not exist"), ("empty", "nothing to read"), ("bare", "nothing to read")):
         with pytest.raises(UsageError, match=message):
             open_corpus(str(tmp_path / data), str(tokenizer_file), str(tmp_path / "cache"))
 
@@ -141,7 +141,7 @@ def test_tokenizer_errors(tmp_path: Path, data: Path) -> None:
 
 def test_order_of_a_schedule(corpus: Corpus) -> None:
     assert corpus.in_order_of(["tables", "prose", "code", "arithmetic"]).names[0] == "tables"
-    with pytest.raises(ScheduleError, match="schedule: code, web; corpus: arithmetic, code, prose, tables"):
+    with pytest.raises(ScheduleError, match="only in the schedule: web; only in the corpus: arithmetic, prose, tables"):
         corpus.in_order_of(["web", "code"])
 
 

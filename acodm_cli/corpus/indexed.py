@@ -1,0 +1,85 @@
+"""Tokens of Megatron-LM and GPT-NeoX: a .bin of token ids and a .idx that says where documents begin.
+
+Pre-tokenised Pile corpora for Pythia come so. They are memory-mapped where they lie: nothing is copied.
+
+The .idx, little-endian: `MMIDIDX\\0\\0`, version u64 = 1, type code u8, number of sequences S u64, of document bounds D u64,
+then S lengths i32 in tokens, S offsets i64 in bytes, D document bounds i64 in sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acodm_cli.errors import UsageError
+
+_HEADER = struct.Struct("<9sQBQQ")
+_MAGIC = b"MMIDIDX\x00\x00"
+_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+# Up to this size all token ids are checked, and the whole content is the key; beyond it, samples are.
+_CHECKED_BYTES = 1 << 31
+_SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True)
+class IndexedTokens:
+    """tokens: all of the .bin. ends: where each sequence ends, in tokens."""
+
+    tokens: NDArray[np.integer]
+    ends: NDArray[np.int64]
+
+
+def open_indexed(path: Path, vocab_size: int) -> IndexedTokens:
+    """path: without .bin and .idx.
+
+    Raises:
+        UsageError: a file is missing, damaged, of another format, or holds ids that the tokenizer does not have.
+    """
+    binary, index = path.with_name(path.name + ".bin"), path.with_name(path.name + ".idx")
+    try:
+        with index.open("rb") as file:
+            header = file.read(_HEADER.size)
+        index_size, binary_size = index.stat().st_size, binary.stat().st_size
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename}: cannot be read ({error.strerror}); a .bin needs its .idx beside it"
+        ) from None
+    if len(header) < _HEADER.size or header[:9] != _MAGIC:
+        raise UsageError(f"{index}: not an index of Megatron-LM or GPT-NeoX (MMIDIDX); make it again")
+    _, version, code, num_sequences, num_bounds = _HEADER.unpack(header)
+    if version != 1 or code not in _TYPES:
+        raise UsageError(
+            f"{index}: version {version} with type code {code} is not supported; tokens must be whole numbers"
+        )
+    dtype = np.dtype(_TYPES[code])
+    # Newer writers may append more after the document bounds.
+    if num_sequences < 1 or index_size < _HEADER.size + 12 * num_sequences + 8 * num_bounds:
+        raise UsageError(f"{index}: damaged or truncated ({num_sequences} sequences do not fit in it); fetch it again")
+    lengths = np.memmap(index, np.int32, "r", _HEADER.size, (num_sequences,))
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if lengths.min() < 0 or ends[-1] * dtype.itemsize != binary_size:
+        raise UsageError(f"{binary}: {binary_size} bytes, its index says {ends[-1] * dtype.itemsize}; fetch both again")
+    tokens: NDArray[np.integer] = np.memmap(binary, dtype, "r")
+    seen = tokens if binary_size <= _CHECKED_BYTES else tokens[:: max(1, len(tokens) // _SAMPLE)]
+    if int(seen.max()) >= vocab_size or int(seen.min()) < 0:
+        raise UsageError(
+            f"{binary}: holds token ids up to {int(seen.max())}, the tokenizer has {vocab_size}; give the --tokenizer it was "
+            "made with"
+        )
+    return IndexedTokens(tokens, ends)
+
+
+def content_key(tokens: NDArray[np.integer]) -> str:
+    """Of the ids, whatever type they are stored in."""
+    if tokens.nbytes > _CHECKED_BYTES:
+        sampled = np.ascontiguousarray(tokens[:: max(1, len(tokens) // _SAMPLE)])
+        return hashlib.sha256(str(len(tokens)).encode() + sampled.astype(np.uint32).tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for start in range(0, len(tokens), 1 << 22):
+        digest.update(tokens[start : start + (1 << 22)].astype(np.uint32).tobytes())
+    return digest.hexdigest()

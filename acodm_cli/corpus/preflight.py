@@ -1,0 +1,65 @@
+"""What a run would use of its corpus, before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DomainUse:
+    """tokens, validation_tokens: in the stores. weight: mean over the run. epochs: how often the domain's training sequences would
+    be seen. exhausted_at: the step at which the first epoch ends, None if it does not."""
+
+    name: str
+    tokens: int
+    validation_tokens: int
+    weight: float
+    epochs: float
+    exhausted_at: int | None
+
+
+def domain_uses(
+    corpus: Corpus, seq_len: int, batch: int, steps: int, weights_SK: NDArray[np.float64]
+) -> list[DomainUse]:
+    """weights_SK: the mixture over the run, at S evenly spaced moments; a single row for constant weights."""
+    drawn_SK = np.cumsum(weights_SK, axis=0) * steps * batch / len(weights_SK)
+    uses = []
+    for index, domain in enumerate(corpus.domains):
+        size = domain.train.num_sequences(seq_len)
+        drawn_S = drawn_SK[:, index]
+        exhausted_at = None
+        if drawn_S[-1] > size:
+            moment = int(np.searchsorted(drawn_S, size, side="right"))
+            before = drawn_S[moment - 1] if moment else 0.0
+            share = (size - before) / (drawn_S[moment] - before)
+            exhausted_at = int(np.ceil((moment + share) * steps / len(weights_SK)))
+        uses.append(
+            DomainUse(
+                domain.name,
+                len(domain.train),
+                len(domain.validation),
+                float(weights_SK[:, index].mean()),
+                float(drawn_S[-1] / size),
+                exhausted_at,
+            )
+        )
+    return uses
+
+
+def check_room(corpus: Corpus, seq_len: int, batch: int, steps: int, max_epochs: float | None) -> None:
+    """Raises UsageError if --max-epochs leaves less than the run needs."""
+    if max_epochs is None:
+        return
+    sizes_K = np.array([domain.train.num_sequences(seq_len) for domain in corpus.domains])
+    room = int(np.floor(max_epochs * sizes_K).sum()) - len(sizes_K)
+    if room < steps * batch:
+        raise UsageError(
+            f"--max-epochs {max_epochs:g} leaves {max(room, 0):,} sequences of {seq_len} tokens, the run needs {steps * batch:,}; "
+            f"at most --steps {max(room, 0) // batch}, or a higher --max-epochs"
+        )

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import gzip
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from acodm_cli.corpus import token_store
+from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.corpus.readers import Fields, read_documents
+from acodm_cli.corpus.sources import FileSource, HubSource, plan_corpus
+from acodm_cli.corpus.token_store import open_source
+from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
+from acodm_cli.errors import AcodmError, UsageError
+from tests.conftest import write_corpus
+from tests.corpus import forms
+
+
+@pytest.fixture(scope="module")
+def texts(data: Path) -> forms.Texts:
+    return forms.read_folders(data)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_file: Path) -> Tokenizer:
+    return load_tokenizer(str(tokenizer_file))
+
+
+def assert_same(found: Corpus, expected: Corpus) -> None:
+    assert found.names == expected.names
+    for a, b in zip(found.domains, expected.domains, strict=True):
+        assert np.array_equal(a.train.tokens, b.train.tokens)
+        assert np.array_equal(a.validation.tokens, b.validation.tokens)
+    assert found.fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_every_form_gives_the_same_stores(
+    form: str, texts: forms.Texts, corpus: Corpus, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    write, inside, domain_field = forms.FORMS[form]
+    write(texts, tmp_path / "data")
+    fields = Fields(domain=domain_field)
+    found = open_corpus(str(tmp_path / "data" / inside), str(tokenizer_file), str(tmp_path / "cache"), fields=fields)
+    assert_same(found, corpus)
+
+
+@pytest.mark.parametrize("form", forms.TOKEN_FORMS)
+def test_pre_tokenised_files_are_used_where_they_lie(
+    form: str, texts: forms.Texts, corpus: Corpus, tokenizer: Tokenizer, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    try:
+        forms.TOKEN_FORMS[form][0](texts, tmp_path / "data", tokenizer)
+    except ImportError:
+        pytest.skip("megatron-core is not installed")
+    assert_same(open_corpus(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "cache")), corpus)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_hub_style_dataset_is_streamed(
+    texts: forms.Texts, corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    forms.write_dataset(texts, tmp_path / "data")
+    source = HubSource(None, str(tmp_path / "data"), Fields(domain="meta.pile_set_name"))
+    stores = open_source(source, tokenizer, tmp_path / "cache", lambda *_: None)
+    assert [store.name for store in stores] == corpus.names
+    assert [store.key for store in stores] == [domain.key for domain in corpus.domains]
+    again = open_source(source, tokenizer, tmp_path / "cache", lambda *_: pytest.fail("tokenised again"))
+    assert [store.key for store in again] == [store.key for store in stores]
+
+
+def test_a_budget_per_domain_ends_the_stream(texts: forms.Texts, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    forms.write_dataset(texts, tmp_path / "data")
+    source = HubSource(None, str(tmp_path / "data"), Fields(domain="meta.pile_set_name"), tokens=3000)
+    longest = max(len(tokenizer.backend.encode(text).ids) for splits in texts.values() for text in splits["train"])
+    for store in open_source(source, tokenizer, tmp_path / "cache", lambda *_: None):
+        assert 3000 <= len(store.train) <= 3000 + longest + 1
+
+
+def test_dataset_in_a_manifest(texts: forms.Texts, corpus: Corpus, tokenizer_file: Path, tmp_path: Path) -> None:
+    for name in ("code", "prose"):
+        forms.write_dataset({name: texts[name]}, tmp_path / f"{name}_data")
+    (tmp_path / "mix.toml").write_text(
+        '[domains.code]\ndataset = "code_data"\nweight = 3\n[domains.prose]\ndataset = "prose_data"\nweight = 1\n'
+    )
+    found = open_corpus(str(tmp_path / "mix.toml"), str(tokenizer_file), str(tmp_path / "cache"))
+    assert found.names == ["code", "prose"]
+    assert [d.key for d in found.domains] == [d.key for d in corpus.domains if d.name in found.names]
+    assert found.weights == {"code": 3.0, "prose": 1.0}
+
+
+def test_arrow_files_and_streams(texts: forms.Texts, tmp_path: Path) -> None:
+    table = pa.table({"text": texts["code"]["train"], "n": range(len(texts["code"]["train"]))})
+    for name, new in (("file.arrow", pa.ipc.new_file), ("stream.arrow", pa.ipc.new_stream)):
+        with pa.OSFile(str(tmp_path / name), "wb") as sink, new(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+        counts: list[int] = []
+        found = [document.text for document in read_documents(tmp_path / name, on_bytes=counts.append)]
+        assert found == texts["code"]["train"]
+        assert sum(counts) == pytest.approx((tmp_path / name).stat().st_size, rel=0.2)
+
+
+def test_names_of_files_name_domains_and_splits(tmp_path: Path) -> None:
+    names = ["web-00000-of-00002.parquet", "web-00001-of-00002.parquet", "web_validation.jsonl", "dev_tools.jsonl",
+             "code.train.jsonl.gz", "code.test.jsonl.gz", "pile_07_text_document.bin", "notes.rst", ".hidden.jsonl"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).touch()
+    plan = plan_corpus(str(tmp_path), Fields())
+    found = {
+        source.domain: (source.train, source.validation) for source in plan.sources if isinstance(source, FileSource)
+    }
+    assert {name: (len(t), len(v)) for name, (t, v) in found.items()} == {
+        "code": (1, 1),
+        "dev_tools": (1, 0),
+        "web": (2, 1),
+    }
+    assert [source.domain for source in plan.sources] == ["code", "dev_tools", "pile", "web"]
+
+
+def test_indexed_without_validation_holds_out_whole_documents(
+    texts: forms.Texts, tokenizer: Tokenizer, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        forms.write_indexed({name: {"train": texts["code"]["train"]}}, tmp_path / "data", tokenizer)
+    corpus = open_corpus(str(tmp_path / "data"), str(tokenizer_file), None)
+    train, validation = corpus.domains[0].train.tokens, corpus.domains[0].validation.tokens
+    assert train[-1] == validation[-1] == tokenizer.end_of_document
+    assert 0 < len(validation) < 0.1 * len(train)
+
+
+# Bad data: one line, with where and what to do, and nothing left in the cache
+
+
+def write_lines(path: Path, lines: list[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+GOOD = [json.dumps({"text": f"document {i} of many words", "meta": {"set": "a"}}).encode() for i in range(30)]
+
+
+def broken_records(folder: Path, kind: str) -> None:
+    lines = {
+        "invalid JSON": b'{"text": ',
+        "missing text field": b'{"body": "x", "meta": {"set": "a"}}',
+        "missing domain field": b'{"text": "x", "meta": {}}',
+        "non-UTF-8": b'{"text": "\xff", "meta": {"set": "a"}}',
+        "surrogate": b'{"text": "\\ud800", "meta": {"set": "a"}}',
+    }
+    write_lines(folder / "records.jsonl", [*GOOD, lines[kind]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("invalid JSON", r"records.jsonl:31: not valid JSON .*; repair or remove the line"),
+        ("missing text field", r'records.jsonl:31: no text in field "text"; every record needs one'),
+        ("missing domain field", r'records.jsonl:31: no domain in field "meta.set"; every record needs one'),
+        ("non-UTF-8", r"records.jsonl:31: not UTF-8; convert the file"),
+        ("surrogate", r"records.jsonl:31: its text holds half a surrogate pair; repair"),
+    ],
+)
+def test_bad_records(kind: str, message: str, tokenizer_file: Path, tmp_path: Path) -> None:
+    broken_records(tmp_path / "data", kind)
+    with pytest.raises(UsageError, match=message):
+        open_corpus(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "c"), fields=Fields(domain="meta.set"))
+    assert not list((tmp_path / "c" / "tokens").iterdir())
+
+
+def broken_corpora(folder: Path, kind: str) -> str:
+    """Writes a corpus with one fault; returns what to give as --data."""
+    write_lines(folder / "a" / "x.jsonl", GOOD)
+    write_lines(folder / "b" / "x.jsonl", GOOD)
+    if kind == "truncated gz":
+        (folder / "b" / "y.jsonl.gz").write_bytes(gzip.compress(b"\n".join(GOOD * 50), mtime=0)[:-40])
+    elif kind == "truncated zst":
+        with pa.CompressedOutputStream(str(folder / "b" / "y.jsonl.zst"), "zstd") as stream:
+            stream.write(b"\n".join(GOOD * 50))
+        path = folder / "b" / "y.jsonl.zst"
+        path.write_bytes(path.read_bytes()[:-20])
+    elif kind == "no such column":
+        pq.write_table(pa.table({"content": ["x"]}), folder / "b" / "y.parquet")
+    elif kind == "damaged Parquet":
+        (folder / "b" / "y.parquet").write_bytes(b"PAR1 and then nothing")
+    elif kind == "empty domain":
+        (folder / "b" / "x.jsonl").write_text("")
+    elif kind == "no file in a domain":
+        (folder / "b" / "x.jsonl").rename(folder / "b" / "x.csv")
+    elif kind == "duplicate names":
+        (folder / "m.toml").write_text('[domains.a]\nfiles = "a/*"\n[domains.a]\nfiles = "b/*"\n')
+        return str(folder / "m.toml")
+    elif kind == "matched twice":
+        (folder / "m.toml").write_text('[domains.a]\nfiles = ["a/*", "*/x.jsonl"]\n')
+        return str(folder / "m.toml")
+    elif kind == "unknown key":
+        (folder / "m.toml").write_text('[domains.a]\nfile = "a/*"\n')
+        return str(folder / "m.toml")
+    elif kind == "some weights":
+        (folder / "m.toml").write_text('[domains.a]\nfiles = "a/*"\nweight = 1\n[domains.b]\nfiles = "b/*"\n')
+        return str(folder / "m.toml")
+    elif kind == "one file":
+        return str(folder / "a" / "x.jsonl")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated gz", r"y.jsonl.gz: damaged or truncated archive .*; compress or fetch it again"),
+        ("truncated zst", r"y.jsonl.zst: cannot be read .*; fetch it again"),
+        ("no such column", r'y.parquet: no column "text"; its columns are content'),
+        ("damaged Parquet", r"y.parquet: not a readable parquet file"),
+        ("empty domain", r"domain b has no text"),
+        ("no file in a domain", r"domain b has no training file in .*; acodm reads"),
+        ("duplicate names", r"m.toml: .*(overwrite|[Cc]annot declare).*line 3"),
+        ("matched twice", r"x.jsonl is matched twice"),
+        ("unknown key", r"unknown key 'file'; known: .*files"),
+        ("some weights", r"no weight for b; give every domain a weight, or none"),
+        ("one file", r"is one file; name the field with each record's domain \(--domain-field\)"),
+    ],
+)
+def test_bad_corpora(kind: str, message: str, tokenizer_file: Path, tmp_path: Path) -> None:
+    data = broken_corpora(tmp_path / "data", kind)
+    with pytest.raises(UsageError, match=message) as caught:
+        open_corpus(data, str(tokenizer_file), str(tmp_path / "cache"))
+    assert "\n" not in str(caught.value)
+    tokens = tmp_path / "cache" / "tokens"
+    assert all((folder / "index.json").is_file() for folder in (tokens.iterdir() if tokens.exists() else ()))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "vocabulary",
+            r"x.bin: holds token ids up to \d+, the tokenizer has \d+; give the --tokenizer it was made with",
+        ),
+        ("magic", r"x.idx: not an index of Megatron-LM or GPT-NeoX"),
+        ("truncated index", r"x.idx: damaged or truncated"),
+        ("truncated tokens", r"x.bin: \d+ bytes, its index says \d+"),
+        ("no index", r"x.idx: cannot be read .*; a .bin needs its .idx"),
+        ("floats", r"x.idx: version 1 with type code 7 is not supported"),
+    ],
+)
+def test_bad_indexed_files(
+    fault: str, message: str, texts: forms.Texts, tokenizer: Tokenizer, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    ids = list(forms.document_tokens(texts["code"]["train"][:20], tokenizer))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        np.concatenate(ids).astype("<u2").tofile(tmp_path / name / "x.bin")
+        forms.write_index(tmp_path / name / "x.idx", [len(i) for i in ids], 8, 2)
+    binary, index = tmp_path / "b" / "x.bin", tmp_path / "b" / "x.idx"
+    content = index.read_bytes()
+    if fault == "vocabulary":
+        tokens = np.fromfile(binary, "<u2")
+        tokens[5] = 60_000
+        tokens.tofile(binary)
+    elif fault == "magic":
+        index.write_bytes(b"TNTIDX\x00\x00\x00" + content[9:])
+    elif fault == "truncated index":
+        index.write_bytes(content[:60])
+    elif fault == "truncated tokens":
+        binary.write_bytes(binary.read_bytes()[:-2])
+    elif fault == "no index":
+        index.unlink()
+    else:
+        index.write_bytes(content[:17] + b"\x07" + content[18:])
+    with pytest.raises(UsageError, match=message):
+        open_corpus(str(tmp_path), str(tokenizer_file), None)
+
+
+def test_a_flipped_byte_in_the_cache_is_found(tokenizer_file: Path, tmp_path: Path) -> None:
+    data = str(write_corpus(tmp_path / "data", documents=30))
+    open_corpus(data, str(tokenizer_file), str(tmp_path / "cache"))
+    path = next((tmp_path / "cache").rglob("0.train.bin"))
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AcodmError, match=r"token cache .* is damaged; remove it"):
+        open_corpus(data, str(tokenizer_file), str(tmp_path / "cache"))
+
+
+def test_a_vocabulary_beyond_two_bytes_takes_four(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    import tokenizers
+
+    write_lines(tmp_path / "data" / "x.jsonl", GOOD)
+    large = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    large.add_tokens([f"token {i}" for i in range(70_000)])
+    large.save(str(tmp_path / "tokenizer.json"))
+    source = FileSource("a", (tmp_path / "data" / "x.jsonl",), (), Fields())
+    (store,) = open_source(
+        source, load_tokenizer(str(tmp_path / "tokenizer.json")), tmp_path / "cache", lambda *_: None
+    )
+    assert store.train.tokens.dtype == np.uint32
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """As on a full disk: a file cannot grow beyond 4 KB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_space_left(tokenizer_file: Path, data: Path, tmp_path: Path, small_files: None) -> None:
+    with pytest.raises(AcodmError, match=r"cannot write the token cache in .*; make room or use --cache-dir"):
+        open_corpus(str(data), str(tokenizer_file), str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache" / "tokens").iterdir())
+
+
+def test_too_many_domains_are_a_wrong_field(
+    tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_store, "MAX_DOMAINS", 10)
+    records = [json.dumps({"text": "some text", "id": f"{i}"}).encode() for i in range(30)]
+    write_lines(tmp_path / "data" / "x.jsonl", records)
+    with pytest.raises(
+        UsageError, match=r"more than 10 domains, such as '0', '1', '2'; is this the right --domain-field"
+    ):
+        open_corpus(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "c"), fields=Fields(domain="id"))
