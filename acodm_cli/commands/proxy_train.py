@@ -31,8 +31,11 @@ def run_proxy_train(settings: RunSettings, out: Path, resuming: bool, force: boo
         schedule = finish(run)
     print_summary(console, schedule)
     target = ["acodm apply", f"--schedule {out}", f"--model {_larger(settings.model)}"]
-    target += [f"--data {settings.data}"] if settings.data else []
-    target += [f"--tokenizer {settings.tokenizer}"] if settings.tokenizer else []
+    for name in ("data", "tokenizer", "domain_field", "domain_tokens"):
+        if (value := getattr(settings, name)) is not None:
+            target.append(f"--{name.replace('_', '-')} {value}")
+    if settings.text_field != "text":
+        target.append(f"--text-field {settings.text_field}")
     console.print(
         f"\nlook at it:  acodm inspect {out}\nuse it:      {' '.join(target)}", highlight=False, soft_wrap=True
     )

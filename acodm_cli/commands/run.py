@@ -24,7 +24,7 @@ from acodm_cli.alignment.probe import GradientProbe, select_layers
 from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
 from acodm_cli.commands.files import RunFiles
 from acodm_cli.config import RunSettings
-from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.corpus.corpus import Corpus, cache_folder, cached_bytes, open_corpus
 from acodm_cli.corpus.preflight import check_room, domain_uses
 from acodm_cli.corpus.readers import Fields
 from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay
@@ -288,6 +288,10 @@ def show_preflight(run: Run, schedule: Schedule | None, console: Console) -> Non
     weights_SK = schedule.weights_SK if schedule is not None and follows else run.prior_K[None, :]
     uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK)
     print_preflight(console, uses, "schedule's" if follows else "prior")
+    cache = cache_folder(s.cache_dir)
+    console.print(
+        f"token cache {cache}: {cached_bytes(cache) / 1e6:,.0f} MB\n", highlight=False, soft_wrap=True, style="dim"
+    )
 
 
 def resume(run: Run, console: Console) -> None:

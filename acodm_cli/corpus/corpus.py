@@ -88,6 +88,11 @@ def cache_folder(cache_dir: str | None) -> Path:
     return Path(cache_dir).expanduser() if cache_dir else Path(platformdirs.user_cache_dir("acodm"))
 
 
+def cached_bytes(cache: Path) -> int:
+    """Of all token stores."""
+    return sum(path.stat().st_size for path in (cache / "tokens").glob("*/*.bin"))
+
+
 def open_corpus(
     data: str | None,
     tokenizer: str | None,

@@ -156,7 +156,8 @@ def _files(folder: Path, suffixes: tuple[str, ...], tests: bool | None = None) -
         if path.suffix not in suffixes or "site-packages" in relative.parts:
             continue
         is_test = any(part in ("test", "tests", "testing") for part in relative.parts[:-1])
-        if (tests is not None and tests != is_test) or not path.is_file():
+        # A link may lead out of the installation.
+        if (tests is not None and tests != is_test) or path.is_symlink() or not path.is_file():
             continue
         try:
             yield path.read_text(encoding="utf-8")

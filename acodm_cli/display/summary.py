@@ -42,7 +42,6 @@ def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> No
             f"{use.exhausted_at:,}" if use.exhausted_at else "",
         )
     console.print(table)
-    console.print()
 
 
 def print_summary(console: Console, schedule: Schedule) -> None:

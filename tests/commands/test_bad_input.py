@@ -47,7 +47,7 @@ def test_unknown_model(small: list[object], out: Path) -> None:
         (["proxy-train", "--dtype", "fp8"], "use auto, bf16 or fp32"),
         (["proxy-train", "--agent-option", "gama=0"], "unknown agent option 'gama'"),
         (["proxy-train", "--agent-option", "gamma"], "is not NAME=VALUE"),
-        (["proxy-train", "--alignment-layers", "convolution"], "selects no linear layer"),
+        (["proxy-train", "--alignment-layers", "convolution"], "selects no layer"),
         (["proxy-train", "--nonsense"], "--nonsense"),
         (["apply"], "give the target with --model"),
         (["apply", "--model", "pythia-14m", "--mode", "policy"], "needs --schedule"),

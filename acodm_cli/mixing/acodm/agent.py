@@ -82,11 +82,10 @@ def divergence_from_prior(weights_NK: Tensor, prior_K: Tensor) -> Tensor:
     return (weights_NK * (weights_NK / prior_K).log()).sum(dim=-1).mean()
 
 
-def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
+def soft_update(targets: list[Tensor], sources: list[Tensor], tau: float) -> None:
     """θ̄ ← (1-τ) θ̄ + τ θ."""
     with torch.no_grad():
-        for target_parameter, parameter in zip(target.parameters(), source.parameters(), strict=True):
-            target_parameter.lerp_(parameter, tau)
+        torch._foreach_lerp_(targets, sources, tau)
 
 
 class Exploration:
@@ -127,6 +126,11 @@ class Agent:
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=settings.actor_lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=settings.critic_lr, fused=True)
+        # Listed once: walking the modules takes as long as the arithmetic of networks this small.
+        self.parameters: dict[str, list[Tensor]] = {
+            name: list(getattr(self, name).parameters())
+            for name in ("actor", "critics", "target_actor", "target_critics")
+        }
         self.normalizer = RunningNormalizer(state_size)
         self.replay = ReplayBuffer(settings.replay_capacity, state_size, len(prior_K))
         self.exploration = Exploration(len(prior_K), settings.noise_correlation)
@@ -166,8 +170,8 @@ class Agent:
         objective = None
         if train_actor and self.updates % self.settings.actor_delay == 0:
             objective = self._update_actor(states_NS)
-        soft_update(self.target_actor, self.actor, self.settings.tau)
-        soft_update(self.target_critics, self.critics, self.settings.tau)
+        for name in ("actor", "critics"):
+            soft_update(self.parameters[f"target_{name}"], self.parameters[name], self.settings.tau)
         return critic_loss, objective
 
     def _update_critics(self, batch: Transitions, states_NS: Tensor) -> float:
@@ -184,19 +188,18 @@ class Agent:
         error = F.smooth_l1_loss if settings.huber else F.mse_loss
         losses = [error(critic(states_NS, batch.actions_NK), y_NK) for critic in self.critics]
         loss = torch.stack(losses).sum()
-        self._step(self.critic_optimizer, self.critics, loss)
+        self._step(self.critic_optimizer, self.parameters["critics"], loss)
         return float(loss.detach()) / len(self.critics)
 
     def _update_actor(self, states_NS: Tensor) -> float:
         weights_NK = self.actor(states_NS)
         objective = actor_objective(weights_NK, self.critics[0](states_NS, weights_NK))
         penalty = self.settings.anchor * divergence_from_prior(weights_NK, self.actor.prior_K)
-        self._step(self.actor_optimizer, self.actor, penalty - objective)
+        self._step(self.actor_optimizer, self.parameters["actor"], penalty - objective)
         return float(objective.detach())
 
-    def _step(self, optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> None:
-        parameters = list(module.parameters())
-        # Gradients of this module only: the actor's loss also flows through the critic, which must not keep it.
+    def _step(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor], loss: Tensor) -> None:
+        # Gradients of these parameters only: the actor's loss also flows through the critic, which must not keep it.
         gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
