@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import tokenizers
 import torch
 from tokenizers import models
 
+from acodm_cli.alignment import sketch
 from acodm_cli.alignment.exact import ExactProbe
 from acodm_cli.alignment.probe import GradientProbe, select_layers
 from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
@@ -94,6 +96,41 @@ def measure_time(options: argparse.Namespace, num_domains: int) -> dict[str, Any
     }
 
 
+def time_of_parts(options: argparse.Namespace, num_domains: int, steps: int = 12) -> dict[str, float]:
+    """Where the extra time goes: seconds per step in each part that only a learning run has. On a CPU, where calls do not return
+    before their work is done. Timed from outside, so the parts hold the clock's own cost."""
+    trainer = make_trainer(options, "learning", num_domains)
+    running = trainer.steps()
+    for _ in range(options.warmup):
+        next(running)
+    seconds: dict[str, float] = {}
+
+    def timed(owner: Any, name: str, label: str) -> None:
+        own = getattr(owner, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            result = own(*arguments, **named)
+            seconds[label] = seconds.get(label, 0.0) + (time.perf_counter() - started) / steps
+            return result
+
+        setattr(owner, name, call)
+
+    assert trainer.probe is not None
+    timed(trainer.mixer, "learn", "agent's update")
+    timed(trainer.mixer, "weights", "agent's action")
+    timed(trainer.mixer, "observe", "reward and replay buffer")
+    timed(trainer.norms, "read", "weight norms")
+    timed(trainer.probe, "start", "signs and groups")
+    timed(trainer.probe, "begin", "signs and groups")
+    timed(trainer.probe, "finish", "Gram matrix")
+    timed(sketch.BlockSketch, "__call__", "block sketches, the logits' included")
+    timed(sketch, "sums_by_group", "sums of outer products")
+    for _ in range(steps):
+        next(running)
+    return seconds
+
+
 def peak_bytes(options: argparse.Namespace) -> int:
     """Of this process, after a few steps of one kind."""
     steps = make_trainer(options, options.memory_of, options.domains[0]).steps()
@@ -140,10 +177,13 @@ def main() -> None:
         "tokens_per_step": options.batch * options.seq_len,
         "alignment": {"estimator": options.alignment, "size": options.size, "rotation": options.rotation},
         "time": [measure_time(options, num_domains) for num_domains in options.domains],
+        "seconds_of_parts": time_of_parts(options, options.domains[0]) if options.alignment == "sketch" else None,
         **measure_memory(),
     }
     for row in result["time"]:
         print(f"{row['num_domains']} domains: time ratio {row['time_ratio']:.4f} {row['time_ratio_quartiles']}")
+    for part, seconds in (result["seconds_of_parts"] or {}).items():
+        print(f"  {part:40} {1000 * seconds:6.2f} ms, {seconds / result['time'][0]['static_seconds']:.2%} of a step")
     print(f"memory ratio {result['memory_ratio']:.4f}")
     save(f"overhead_{options.model}", result, options.out)
 
