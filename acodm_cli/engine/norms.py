@@ -26,7 +26,8 @@ class NormReader:
         if not self.weights:
             return torch.zeros(0), torch.zeros(0)
         norms_L = torch.stack([weight.norm() for weight in self.weights])
-        updates_L = torch.stack([(w - p).norm() for w, p in zip(self.weights, self.previous, strict=True)])
+        # In place: a temporary per weight would cost more than the arithmetic.
+        updates_L = torch.stack([p.sub_(w).norm() for w, p in zip(self.weights, self.previous, strict=True)])
         for previous, weight in zip(self.previous, self.weights, strict=True):
             previous.copy_(weight)
         return norms_L, updates_L
