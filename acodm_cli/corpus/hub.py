@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from acodm_cli.corpus.readers import Document, document_of
+from acodm_cli.corpus.readers import Document, document_of, parquet_batches
 from acodm_cli.corpus.sources import VALIDATION_WORDS, HubSource
 from acodm_cli.errors import UsageError
 
@@ -48,32 +48,33 @@ class HubDocuments:
         datasets.disable_progress_bars()
         self.source = source
         try:
-            self.splits = datasets.get_dataset_split_names(source.dataset, source.config, revision=source.revision)
+            self.builder = datasets.load_dataset_builder(source.dataset, source.config, revision=source.revision)
+            splits = datasets.get_dataset_split_names(source.dataset, source.config, revision=source.revision)
         except Exception as error:
             raise UsageError(_reason(source, error)) from None
-        self.validation_split = source.validation_split or next((w for w in VALIDATION_WORDS if w in self.splits), None)
+        self.validation_split = source.validation_split or next((w for w in VALIDATION_WORDS if w in splits), None)
 
     def read(self, split: str) -> Iterator[Document]:
         """Raises UsageError if the stream breaks, or a record lacks a field."""
-        import datasets
-
         source = self.source
         try:
-            stream: Any = datasets.load_dataset(
-                source.dataset, source.config, split=split, revision=source.revision, streaming=True
-            )
-            columns = stream.column_names
-            if columns:
-                fields = (source.fields.text, source.fields.domain)
-                wanted = {f if f in columns else f.split(".")[0] for f in fields if f is not None}
-                if missing := wanted - set(columns):
-                    raise UsageError(
-                        f"dataset {source.dataset}: no column {', '.join(missing)}; its columns are {', '.join(columns)}"
-                    )
-                stream = stream.select_columns(sorted(wanted))
-            for row, record in enumerate(stream):
+            for row, record in enumerate(self._records(split)):
                 yield document_of(record, source.fields, lambda row=row: f"dataset {source.dataset}, {split} row {row}")  # type: ignore[misc]
-        except UsageError:
+        except (UsageError, GeneratorExit):
             raise
         except Exception as error:  # whatever the network, a file system or a reader of datasets raises
             raise UsageError(_reason(source, error)) from None
+
+    def _records(self, split: str) -> Iterator[Any]:
+        files = (self.builder.config.data_files or {}).get(split)
+        if self.builder.name != "parquet" or not files:
+            yield from self.builder.as_streaming_dataset(split=split)
+            return
+        # The files that `datasets` found, through our own reader: Arrow's dataset scanner, which `datasets` uses, reads ahead
+        # without bounds when rows are taken slowly.
+        import fsspec
+
+        for file in files:
+            with fsspec.open(file, "rb") as stream:
+                for batch, _ in parquet_batches(stream, f"dataset {self.source.dataset}", self.source.fields):
+                    yield from batch.to_pylist()

@@ -23,13 +23,15 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 # Up to this size all token ids are checked, and the whole content is the key; beyond it, samples are.
 _CHECKED_BYTES = 1 << 31
-_SAMPLE = 1 << 16
+_PIECE = 1 << 20
+_SAMPLES = 256
 
 
 @dataclass(frozen=True)
 class IndexedTokens:
-    """tokens: all of the .bin. ends: where each sequence ends, in tokens."""
+    """path: the .bin. tokens: all of it. ends: where each sequence ends, in tokens."""
 
+    path: Path
     tokens: NDArray[np.integer]
     ends: NDArray[np.int64]
 
@@ -65,21 +67,28 @@ def open_indexed(path: Path, vocab_size: int) -> IndexedTokens:
     if lengths.min() < 0 or ends[-1] * dtype.itemsize != binary_size:
         raise UsageError(f"{binary}: {binary_size} bytes, its index says {ends[-1] * dtype.itemsize}; fetch both again")
     tokens: NDArray[np.integer] = np.memmap(binary, dtype, "r")
-    seen = tokens if binary_size <= _CHECKED_BYTES else tokens[:: max(1, len(tokens) // _SAMPLE)]
-    if int(seen.max()) >= vocab_size or int(seen.min()) < 0:
-        raise UsageError(
-            f"{binary}: holds token ids up to {int(seen.max())}, the tokenizer has {vocab_size}; give the --tokenizer it was "
-            "made with"
-        )
-    return IndexedTokens(tokens, ends)
+    stride = _PIECE if binary_size <= _CHECKED_BYTES else max(_PIECE, len(tokens) // _SAMPLES)
+    for first in range(0, len(tokens), stride):
+        piece = np.array(tokens[first : first + _PIECE])
+        if int(piece.max()) >= vocab_size or int(piece.min()) < 0:
+            raise UsageError(
+                f"{binary}: holds token ids such as {int(piece.max())}, the tokenizer has {vocab_size}; give the --tokenizer it "
+                "was made with"
+            )
+    return IndexedTokens(binary, tokens, ends)
 
 
-def content_key(tokens: NDArray[np.integer]) -> str:
-    """Of the ids, whatever type they are stored in."""
-    if tokens.nbytes > _CHECKED_BYTES:
-        sampled = np.ascontiguousarray(tokens[:: max(1, len(tokens) // _SAMPLE)])
-        return hashlib.sha256(str(len(tokens)).encode() + sampled.astype(np.uint32).tobytes()).hexdigest()
-    digest = hashlib.sha256()
-    for start in range(0, len(tokens), 1 << 22):
-        digest.update(tokens[start : start + (1 << 22)].astype(np.uint32).tobytes())
+def content_key(path: Path, dtype: np.dtype, start: int = 0, stop: int | None = None) -> str:
+    """Of the token ids [start, stop) of a file, whatever type they are stored in.
+
+    Read piece by piece: pages of a memory-map, once touched, count as this process's memory.
+    """
+    stop = path.stat().st_size // dtype.itemsize if stop is None else stop
+    digest = hashlib.sha256(str(stop - start).encode())
+    whole = (stop - start) * dtype.itemsize <= _CHECKED_BYTES
+    with path.open("rb") as file:
+        for first in range(start, stop, _PIECE if whole else max(_PIECE, (stop - start) // _SAMPLES)):
+            file.seek(first * dtype.itemsize)
+            piece = np.fromfile(file, dtype, min(_PIECE, stop - first))
+            digest.update(piece.astype(np.uint32).tobytes())
     return digest.hexdigest()

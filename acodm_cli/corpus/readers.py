@@ -153,7 +153,9 @@ def _read_json_lines(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[
 def _read_rows(path: Path, kind: str, fields: Fields, on_bytes: Callable[[int], None]) -> Iterator[Document]:
     size, row = path.stat().st_size, 0
     try:
-        for batch, share in _parquet_batches(path, fields) if kind == "parquet" else _arrow_batches(path, fields):
+        for batch, share in (
+            parquet_batches(path, str(path), fields) if kind == "parquet" else _arrow_batches(path, fields)
+        ):
             for record in batch.to_pylist():
                 yield document_of(record, fields, lambda row=row: f"{path}: row {row}")  # type: ignore[misc]
                 row += 1
@@ -162,23 +164,23 @@ def _read_rows(path: Path, kind: str, fields: Fields, on_bytes: Callable[[int], 
         raise UsageError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]})") from None
 
 
-def _columns(path: Path, names: list[str], fields: Fields) -> list[str]:
+def _columns(where: str, names: list[str], fields: Fields) -> list[str]:
     """The columns that hold the fields: nothing else is read."""
     wanted = []
     for field in (fields.text, fields.domain):
         if field is not None:
             column = field if field in names else field.split(".")[0]
             if column not in names:
-                raise UsageError(f'{path}: no column "{column}"; its columns are {", ".join(names)}')
+                raise UsageError(f'{where}: no column "{column}"; its columns are {", ".join(names)}')
             wanted.append(column)
     return list(dict.fromkeys(wanted))
 
 
-def _parquet_batches(path: Path, fields: Fields) -> Iterator[tuple[pa.RecordBatch, float]]:
+def parquet_batches(source: Path | IO[bytes], where: str, fields: Fields) -> Iterator[tuple[pa.RecordBatch, float]]:
     """(rows, their share of the file)"""
-    # Not memory-mapped and not buffered ahead: what is resident is one batch.
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        columns = _columns(path, file.schema_arrow.names, fields)
+    # Not memory-mapped and not read ahead: what is resident is one batch.
+    with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file:
+        columns = _columns(where, file.schema_arrow.names, fields)
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
             yield batch, len(batch) / max(file.metadata.num_rows, 1)
 
@@ -194,7 +196,7 @@ def _arrow_batches(path: Path, fields: Fields) -> Iterator[tuple[pa.RecordBatch,
             source.seek(0)
             file = pa.ipc.open_stream(source)
             batches = ((batch, 0.0) for batch in file)  # its length is not known ahead: the position tells
-        columns = _columns(path, file.schema.names, fields)
+        columns = _columns(str(path), file.schema.names, fields)
         for batch, share in batches:
             here = source.tell()
             share, last = share or (here - last) / size, here

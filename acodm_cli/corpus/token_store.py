@@ -30,7 +30,7 @@ from acodm_cli.corpus.sources import FileSource, HubSource, IndexedSource, Sourc
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import AcodmError, UsageError
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 HOLD_OUT_EVERY = 20
 # Of a stream that cannot be copied: at most so much of its end is held out.
 HOLD_OUT_TOKENS = 1_000_000
@@ -105,7 +105,7 @@ def _open_folder(folder: Path, name: str | None) -> list[DomainStore]:
                 path = folder / f"{number}.{split}.bin"
                 # An empty file cannot be memory-mapped.
                 splits[split] = np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
-            if content_key(splits["train"]) + content_key(splits["validation"]) != entry["content"]:
+            if _content_of(folder, number, dtype) != entry["content"]:
                 raise ValueError
             stores.append(
                 DomainStore(
@@ -120,6 +120,10 @@ def _open_folder(folder: Path, name: str | None) -> list[DomainStore]:
     return stores
 
 
+def _content_of(folder: Path, number: int, dtype: np.dtype) -> str:
+    return "".join(content_key(folder / f"{number}.{split}.bin", dtype) for split in SPLITS)
+
+
 def _key(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
@@ -127,13 +131,16 @@ def _key(content: str) -> str:
 def _open_indexed_source(source: IndexedSource, tokenizer: Tokenizer) -> DomainStore:
     train = open_indexed(source.train, tokenizer.vocab_size)
     if source.validation is not None:
-        tokens, held_out = train.tokens, open_indexed(source.validation, tokenizer.vocab_size).tokens
+        validation = open_indexed(source.validation, tokenizer.vocab_size)
+        tokens, held_out = train.tokens, validation.tokens
+        held_out_key = content_key(validation.path, held_out.dtype)
     else:
         least = len(train.tokens) - min(len(train.tokens) // HOLD_OUT_EVERY, HOLD_OUT_TOKENS)
         # At the document that ends last before it; or, in one long document, right there.
         before = train.ends[np.searchsorted(train.ends, least, "right") - 1] if train.ends[0] <= least else least
         tokens, held_out = train.tokens[:before], train.tokens[before:]
-    key = _key(content_key(tokens) + content_key(held_out))
+        held_out_key = content_key(train.path, held_out.dtype, len(tokens))
+    key = _key(content_key(train.path, tokens.dtype, 0, len(tokens)) + held_out_key)
     return DomainStore(source.domain, TokenStore(tokens), TokenStore(held_out), key)
 
 
@@ -358,18 +365,16 @@ class _StoreWriter:
         for number, domain_name in enumerate(names):
             domain = self.domains[domain_name]
             self._hold_out_end(domain)
-            content = ""
             for split in SPLITS:
                 path = self._path(domain, split)
                 path.touch()
-                path = path.rename(
-                    self.folder / f"{split}.{number}"
-                )  # numbers in order of name; two steps, to not collide
-                content += content_key(np.fromfile(path, self.dtype))
-            entries.append({"name": domain_name, "documents": domain.documents, "content": content})
-        for number in range(len(names)):
+                path.rename(self.folder / f"{split}.{number}")  # in order of name; in two steps, to not collide
+        for number, domain_name in enumerate(names):
             for split in SPLITS:
                 (self.folder / f"{split}.{number}").rename(self.folder / f"{number}.{split}.bin")
+            documents = self.domains[domain_name].documents
+            content = _content_of(self.folder, number, self.dtype)
+            entries.append({"name": domain_name, "documents": documents, "content": content})
         index = {"version": STORE_VERSION, "dtype": self.dtype.name, "domains": entries}
         (self.folder / "index.json").write_text(json.dumps(index))
 

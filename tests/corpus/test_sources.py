@@ -239,7 +239,7 @@ def test_bad_corpora(kind: str, message: str, tokenizer_file: Path, tmp_path: Pa
     [
         (
             "vocabulary",
-            r"x.bin: holds token ids up to \d+, the tokenizer has \d+; give the --tokenizer it was made with",
+            r"x.bin: holds token ids such as \d+, the tokenizer has \d+; give the --tokenizer it was made with",
         ),
         ("magic", r"x.idx: not an index of Megatron-LM or GPT-NeoX"),
         ("truncated index", r"x.idx: damaged or truncated"),
