@@ -38,7 +38,7 @@ MAX_DOMAINS = 1000
 SPLITS = ("train", "validation")
 _ENCODE_CHARACTERS = 1 << 21
 # A hub stream ends when every domain has its budget and so many documents in a row were of no use.
-_PATIENCE = 100_000
+_PATIENCE = 1_000_000
 
 # what is read (a domain, or files of several), how far, of how much (bytes, or tokens of a budget; 0 if unknown)
 OnProgress = Callable[[str, int, int], None]
@@ -214,8 +214,9 @@ def _write_stream(source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter,
         if of_dataset is None:
             continue
         budget = source.tokens if split == "train" else source.tokens and max(1, source.tokens // HOLD_OUT_EVERY)
-        useless = [0]
-        wanted = _until_full(documents.read(of_dataset), writer, split, budget, useless)
+        # A dataset of one domain is done when that has its budget; in others, domains may still come.
+        patience = 1 if source.domain else _PATIENCE
+        wanted = _until_full(documents.read(of_dataset), writer, split, budget, patience)
         for batch in encoded(wanted, tokenizer):
             writer.add(batch, split, hold_out=split == "train" and validation is None, budget=budget)
             counts = [d.tokens[split] for d in writer.domains.values()]
@@ -223,16 +224,17 @@ def _write_stream(source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter,
 
 
 def _until_full(
-    documents: Iterator[Document], writer: _StoreWriter, split: str, budget: int | None, useless: list[int]
+    documents: Iterator[Document], writer: _StoreWriter, split: str, budget: int | None, patience: int
 ) -> Iterator[Document]:
+    useless = 0
     for document in documents:
         domain = writer.domains.get(document.domain or "")
         if budget is not None and domain is not None and domain.tokens[split] >= budget:
-            useless[0] += 1
-            if useless[0] >= _PATIENCE or len(writer.domains) == 1:
+            useless += 1
+            if useless >= patience:
                 return
             continue
-        useless[0] = 0
+        useless = 0
         yield document
 
 

@@ -83,6 +83,15 @@ def test_a_budget_per_domain_ends_the_stream(texts: forms.Texts, tokenizer: Toke
         assert 3000 <= len(store.train) <= 3000 + longest + 1
 
 
+def test_a_domain_that_comes_late_is_not_missed(texts: forms.Texts, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = [{"text": text, "set": name} for name in ("code", "prose") for text in texts[name]["train"]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "train.parquet")
+    source = HubSource(None, str(tmp_path / "data"), Fields(domain="set"), tokens=500)
+    stores = open_source(source, tokenizer, tmp_path / "cache", lambda *_: None)
+    assert [store.name for store in stores] == ["code", "prose"]
+
+
 def test_dataset_in_a_manifest(texts: forms.Texts, corpus: Corpus, tokenizer_file: Path, tmp_path: Path) -> None:
     for name in ("code", "prose"):
         forms.write_dataset({name: texts[name]}, tmp_path / f"{name}_data")
