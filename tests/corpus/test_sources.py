@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import resource
@@ -310,17 +311,20 @@ def test_a_vocabulary_beyond_two_bytes_takes_four(tokenizer: Tokenizer, tmp_path
     assert store.train.tokens.dtype == np.uint32
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """As on a full disk: a file cannot grow beyond 4 KB."""
+    """As on a full disk: a file cannot grow beyond 4 KB. Only around what is tested: the limit is the whole process's."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_no_space_left(tokenizer_file: Path, data: Path, tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(AcodmError, match=r"cannot write the token cache in .*; make room or use --cache-dir"):
+def test_no_space_left(tokenizer_file: Path, data: Path, tmp_path: Path) -> None:
+    message = r"cannot write the token cache in .*; make room or use --cache-dir"
+    with small_files(), pytest.raises(AcodmError, match=message):
         open_corpus(str(data), str(tokenizer_file), str(tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "tokens").iterdir())
 
