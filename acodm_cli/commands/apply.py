@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def run_apply(settings: RunSettings, explicit: set[str], out: Path, resuming: bo
         settings = _complete(settings, explicit, schedule)
         if not dry:
             files.check(settings, force)
-    with StopRequest().installed() as stop:
+    with StopRequest().installed() as stop, nullcontext() if dry else files.locked():
         run = prepare(settings, files, schedule, console)
         print_title(console, run.info(), run.compute.label)
         show_preflight(run, schedule, console)

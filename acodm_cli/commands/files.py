@@ -1,14 +1,18 @@
 """The files of a run, and the rules by which they are claimed and resumed.
 
 out.parquet       the schedule, written when the run is complete
-out.run/          while it is not: run.json (the settings) and checkpoints
+out.run/          while it is not: run.json (the settings), checkpoints, and a lock that the run's process holds
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,10 +61,40 @@ class RunFiles:
             except OSError as error:
                 raise UsageError(f"cannot write in {parent}: {error.strerror}; choose another place") from None
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the run folder. The lock goes with the process, however it ends.
+
+        Raises:
+            UsageError: another process is at it.
+        """
+        try:
+            self.folder.mkdir(exist_ok=True)
+            handle = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise UsageError(f"cannot write in {self.folder}: {error.strerror}; choose another --out") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise UsageError(
+                f"another acodm is running with --out {self.out}; wait for it, stop it, or give another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            if [path.name for path in self._contents()] == ["lock"]:  # a run that never began leaves nothing
+                shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(handle)
+
+    def _contents(self) -> list[Path]:
+        return list(self.folder.iterdir()) if self.folder.is_dir() else []
+
     def begin(self, settings: RunSettings) -> None:
-        """Claim the paths of a new run that is ready to train; what `check` let pass is replaced."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
+        """Claim the paths of a new run that is ready to train; what `check` let pass is replaced. Needs the lock."""
+        for path in self._contents():
+            if path.name != "lock":
+                path.unlink()
         self.settings.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
 
     def resumable_settings(self) -> RunSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from acodm_cli.commands.files import RunFiles
@@ -16,7 +17,7 @@ def run_proxy_train(settings: RunSettings, out: Path, resuming: bool, force: boo
     files = RunFiles(out)
     if not (resuming or dry):
         files.check(settings, force)
-    with StopRequest().installed() as stop:
+    with StopRequest().installed() as stop, nullcontext() if dry else files.locked():
         run = prepare(settings, files, None, console)
         print_title(console, run.info(), run.compute.label)
         show_preflight(run, None, console)

@@ -300,10 +300,20 @@ def resume(run: Run, console: Console) -> None:
     if not found:
         console.print("no checkpoint yet; starting from the beginning", highlight=False)
         return
-    state = load_checkpoint(found[-1])
+    state = _newest_intact(found, console)
     run.trainer.load_state_dict(state["trainer"])
     run.recorder.load_state_dict(state["recorder"])
     console.print(f"resumed at step {run.trainer.step} of {run.settings.steps}", highlight=False)
+
+
+def _newest_intact(found: list[Path], console: Console) -> dict[str, Any]:
+    """Raises AcodmError if no checkpoint can be read."""
+    for path in reversed(found):
+        try:
+            return load_checkpoint(path)
+        except AcodmError as error:
+            console.print(f"warning: {error}; trying the one before", highlight=False, soft_wrap=True)
+    raise AcodmError(f"no checkpoint in {found[-1].parent} can be read; start over with --force")
 
 
 def train(run: Run, stop: StopRequest, console: Console) -> None:

@@ -1,7 +1,11 @@
-"""Checkpoints of the full training state: one file each, written atomically."""
+"""Checkpoints of the full training state: one file each, written atomically, with the hash of its content in its name.
+
+step-000000300-1f3a….pt
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -13,7 +17,7 @@ from acodm_cli.errors import AcodmError
 
 CHECKPOINT_VERSION = 1
 KEEP = 2
-_NAME = re.compile(r"step-(\d{9})\.pt")
+_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -29,31 +33,40 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Raises:
         AcodmError: it could not be written; earlier checkpoints are untouched.
     """
-    path = folder / f"step-{step:09d}.pt"
-    partial = folder / f".{path.name}.partial"
+    partial = folder / f".step-{step:09d}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save({"version": CHECKPOINT_VERSION, "step": step, **state}, file)
             file.flush()
             os.fsync(file.fileno())
+        path = folder / f"step-{step:09d}-{_content_hash(partial)}.pt"
         partial.rename(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise AcodmError(f"cannot write the checkpoint {path}: {reason}; earlier checkpoints are kept") from None
+        raise AcodmError(f"cannot write a checkpoint in {folder}: {reason}; earlier checkpoints are kept") from None
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink()
     return path
 
 
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Raises AcodmError if the file is damaged or of another version."""
+    name = _NAME.fullmatch(path.name)
+    assert name is not None
     try:
+        if _content_hash(path) != name[2]:
+            raise ValueError("its content is not what was written")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its parsers do
         reason = str(error).splitlines()[0][:120]
-        raise AcodmError(f"checkpoint {path} is damaged ({reason}); remove it to resume from the one before") from None
+        raise AcodmError(f"checkpoint {path} is damaged ({reason})") from None
     if state.get("version") != CHECKPOINT_VERSION:
         raise AcodmError(f"checkpoint {path} has version {state.get('version')!r}, expected {CHECKPOINT_VERSION}")
     return state

@@ -96,11 +96,55 @@ def test_unfinished_run_is_not_overwritten(small: list[object], tmp_path: Path) 
     assert other.code == 2
     assert "--seed 7 differs" in other.stderr
     assert "acodm proxy-train" in acodm("apply", "--out", out, "--resume").stderr
-    damaged = max((tmp_path / "a.run").glob("step-*.pt"))
-    damaged.write_bytes(damaged.read_bytes()[:1000])
+
+
+def test_two_runs_do_not_share_a_folder(small: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    process = start_acodm("proxy-train", "--steps", 5000, "--out", out, *small)
+    assert process.stderr is not None
+    try:
+        next(line for line in process.stderr if line.startswith("step 1/"))
+        before = {path.name for path in (tmp_path / "a.run").iterdir()}
+        for arguments in (["--steps", 3, *small], ["--steps", 3, "--force", *small], ["--resume"]):
+            refused = acodm("proxy-train", "--out", out, *arguments)
+            assert refused.code == 2
+            assert f"another acodm is running with --out {out}" in refused.stderr
+        assert {path.name for path in (tmp_path / "a.run").iterdir()} >= before
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    # The dead process holds nothing.
+    assert acodm("proxy-train", "--out", out, "--steps", 3, "--force", *small).code == 0
+
+
+def test_damaged_checkpoints_are_passed_over(small: list[object], tmp_path: Path) -> None:
+    """A flipped byte in the newest: the run goes on from the one before, and ends as if nothing had happened."""
+    whole, out = tmp_path / "whole.parquet", tmp_path / "a.parquet"
+    how = ["proxy-train", "--steps", 60, "--checkpoint-every", 4, *small]
+    assert acodm(*how, "--out", whole).code == 0
+    assert stop_at_step(21, signal.SIGKILL, *how, "--out", out)[0] == -signal.SIGKILL
+    older, newest = sorted((tmp_path / "a.run").glob("step-*.pt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    resumed = acodm("proxy-train", "--out", out, "--resume")
+    assert resumed.code == 0, resumed.stderr
+    assert f"{newest} is damaged (its content is not what was written); trying the one before" in resumed.stderr
+    assert f"resumed at step {int(older.name.split('-')[1])} of 60" in resumed.stderr
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_without_an_intact_checkpoint_nothing_is_lost(small: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    how = ["proxy-train", "--steps", 60, "--checkpoint-every", 20, *small]
+    assert stop_at_step(24, signal.SIGKILL, *how, "--out", out)[0] == -signal.SIGKILL
+    for path in (tmp_path / "a.run").glob("step-*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
     failed = acodm("proxy-train", "--out", out, "--resume")
     assert failed.code == 1
-    assert f"{damaged} is damaged" in failed.stderr
+    assert "can be read; start over with --force" in failed.stderr
+    assert list((tmp_path / "a.run").glob("step-*.pt"))
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
