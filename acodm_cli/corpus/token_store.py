@@ -169,8 +169,8 @@ def _tokenize(source: FileSource | HubSource, tokenizer: Tokenizer, folder: Path
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        writer = _StoreWriter(partial, tokenizer)
         try:
-            writer = _StoreWriter(partial, tokenizer)
             if isinstance(source, FileSource):
                 _write_files(source, tokenizer, writer, on_progress)
             else:
@@ -182,6 +182,7 @@ def _tokenize(source: FileSource | HubSource, tokenizer: Tokenizer, folder: Path
                 if not (folder / "index.json").is_file():  # else another process was faster with the same content
                     raise
         finally:
+            writer.thread.shutdown()  # before its folder goes
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise AcodmError(
@@ -219,7 +220,7 @@ def _write_stream(source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter,
         wanted = _until_full(documents.read(of_dataset), writer, split, budget, patience)
         for batch in encoded(wanted, tokenizer):
             writer.add(batch, split, hold_out=split == "train" and validation is None, budget=budget)
-            counts = [d.tokens[split] for d in writer.domains.values()]
+            counts = [d.tokens[split] for d in list(writer.domains.values())]  # the writer's thread adds to them
             on_progress(source.dataset, sum(min(c, budget or c) for c in counts), (budget or 0) * len(counts))
 
 
@@ -359,7 +360,6 @@ class _StoreWriter:
     def finish(self, name: str | None) -> None:
         """name: of the only domain, None if documents named theirs."""
         self.wait()
-        self.thread.shutdown()
         if not self.domains:
             raise UsageError(f"domain {name} has no text" if name else "there is no document in the data")
         names = sorted(self.domains)
