@@ -79,7 +79,7 @@ def test_trap_4_each_domain_is_normalised_by_its_own_tokens_once(corpus: Corpus)
     probe = ExactProbe(layers, 4, halves=False)
     probe.start(0, batch.domains_B, torch.full_like(batch.domains_B, labels_BT.shape[1]))
     for rows in (slice(0, 3), slice(3, 6), slice(6, 8)):
-        probe.begin(rows)
+        probe.begin(rows, labels_BT.shape[1])
         losses_BT = token_losses(trainer.model, batch.tokens_BS[rows, :-1], labels_BT[rows])
         (losses_BT.sum() / labels_BT.numel()).backward()
     devices = {virtual.grad.device for virtual in probe.virtual.values() if virtual.grad is not None}
@@ -92,8 +92,9 @@ def test_trap_4_each_domain_is_normalised_by_its_own_tokens_once(corpus: Corpus)
 def test_trap_5_importance_correction_for_any_number_of_domains(num_domains: int) -> None:
     reward = AlignmentReward(num_domains, ema=0.5)
     weights_K = np.arange(1, num_domains + 1) / np.arange(1, num_domains + 1).sum()
-    value_K = reward.update(np.ones(num_domains), weights_K, np.ones(num_domains, dtype=bool))
-    assert np.allclose(value_K, 1 / weights_K)
+    gram_KK = np.ones((num_domains, num_domains))
+    value_K = reward.update(gram_KK, weights_K, np.ones(num_domains, dtype=bool))
+    assert np.allclose(value_K, (num_domains - 1) / weights_K)
 
     state = replace(
         observation(),
@@ -104,7 +105,6 @@ def test_trap_5_importance_correction_for_any_number_of_domains(num_domains: int
     )
     learner = AcOdmLearner(uniform_weights(num_domains), replace(DEFAULT, self_term=False), seed=0)
     drawn_K = learner.weights(state)
-    gram_KK = np.ones((num_domains, num_domains))
     report = learner.observe(Feedback(state, drawn_K, np.ones(num_domains), gram_KK, None, replace(state, step=1)))
     assert report.reward_K is not None
     assert np.allclose(report.reward_K, (num_domains - 1) / drawn_K)

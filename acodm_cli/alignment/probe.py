@@ -40,7 +40,8 @@ def select_layers(model: nn.Module, rule: str) -> dict[str, Layer]:
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     known: dict[str, Layer] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Embedding) and module is embedding):
+        # A derived embedding may scale what it looks up: the gradient of its output is not that of its row.
+        if isinstance(module, nn.Linear) or (type(module) is nn.Embedding and module is embedding):
             known[name] = module
     selected: set[str] = set()
     for part in (part.strip() for part in rule.split(",")):
@@ -52,6 +53,9 @@ def select_layers(model: nn.Module, rule: str) -> dict[str, Layer]:
                 f"'{next(iter(known), '*.mlp.*')}'"
             )
         selected |= chosen
+    # A tied weight has one gradient: of all layers that use it, or of none.
+    weights = {id(known[name].weight) for name in selected}
+    selected |= {name for name, module in known.items() if id(module.weight) in weights}
     return {name: module for name, module in known.items() if name in selected}
 
 
@@ -111,6 +115,7 @@ class GradientProbe(ABC):
         self.watched = set(self.weights)
         self.virtual: dict[str, Tensor] = {}
         self.capacity = 0
+        self.seq_len = 0
         self.slots_B: Tensor | None = None
         self._own_forward = {name: layer.forward for name, layer in layers.items()}
         for name, layer in layers.items():
@@ -151,7 +156,17 @@ class GradientProbe(ABC):
             if x_BTI.is_floating_point() and torch.is_autocast_enabled(x_BTI.device.type):
                 # Cast once here, so that the layer and the probe keep the same tensor for backward.
                 x_BTI = x_BTI.to(torch.get_autocast_dtype(x_BTI.device.type))
-            return self._watch(owner, own_forward(x_BTI), x_BTI, self.slots_B)
+            sequences = (len(self.slots_B), self.seq_len)
+            if x_BTI.shape[:2] == sequences:
+                return self._watch(owner, own_forward(x_BTI), x_BTI, self.slots_B)
+            if len(x_BTI) != sequences[0] * sequences[1]:
+                raise UsageError(
+                    f"layer {name} of this model does not see whole sequences (its input is {tuple(x_BTI.shape)}); leave it out "
+                    "with --alignment-layers, for example --alignment-layers attention,unembedding"
+                )
+            y_NO = own_forward(x_BTI)  # the model has merged sequences and positions
+            y_BTO = self._watch(owner, y_NO.unflatten(0, sequences), x_BTI.unflatten(0, sequences), self.slots_B)
+            return y_BTO.flatten(0, 1)
 
         return forward
 
@@ -178,8 +193,9 @@ class GradientProbe(ABC):
         for virtual in self.virtual.values():
             virtual.grad = None
 
-    def begin(self, rows: slice) -> None:
-        """Announce a micro-batch: these sequences of the global batch."""
+    def begin(self, rows: slice, seq_len: int) -> None:
+        """Announce a micro-batch: these sequences of the global batch, of so many positions."""
+        self.seq_len = seq_len
         self.slots_B = self._slots_of_batch_B[rows].to(self.device, non_blocking=True)
 
     def finish(self) -> DomainGradients:
@@ -197,17 +213,18 @@ class GradientProbe(ABC):
 
     def _sums(self) -> dict[str, Tensor]:
         """Watched weight -> what each present group contributes to its gradient. [n, P]"""
-        sums = {}
-        for name in self.weights:
-            grad = self.virtual[name].grad
-            if grad is not None:
-                sums[name] = grad.flatten(1)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Every rank watches the same weights, and groups have the same slots on all.
-            together_nP = torch.cat(list(sums.values()), dim=1)
-            torch.distributed.all_reduce(together_nP)
-            sums = dict(zip(sums, together_nP.split([s.shape[1] for s in sums.values()], dim=1), strict=True))
-        return sums
+        grads = {name: self.virtual[name].grad for name in self.weights}
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return {name: grad.flatten(1) for name, grad in grads.items() if grad is not None}
+        # Every rank watches the same weights, and groups have the same slots on all; a rank may have had no row.
+        sums = {
+            name: (torch.zeros_like(self.virtual[name]) if grad is None else grad).flatten(1)
+            for name, grad in grads.items()
+            if name in self.watched
+        }
+        together_nP = torch.cat(list(sums.values()), dim=1)
+        torch.distributed.all_reduce(together_nP)
+        return dict(zip(sums, together_nP.split([s.shape[1] for s in sums.values()], dim=1), strict=True))
 
     def remove(self) -> None:
         """Give the layers the forward back that they had. Probes on the same layers go in reverse order."""

@@ -6,32 +6,64 @@ Datasets that are code are refused by `datasets` itself; nothing of a stranger i
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from acodm_cli.corpus.readers import Document, document_of, parquet_batches
 from acodm_cli.corpus.sources import VALIDATION_WORDS, HubSource
-from acodm_cli.errors import UsageError
+from acodm_cli.errors import AcodmError, UsageError
 
 
-def source_key(source: HubSource) -> str:
-    """Of what will be streamed: the dataset's revision on the hub, or the files of a local one."""
+def pinned(source: HubSource, cache: Path) -> HubSource:
+    """The source at the revision that its name stands for now; without the network, at the one it stood for last time.
+
+    Raises:
+        UsageError: the dataset is not there, or what it is to be validated on is what it is trained on.
+    """
+    if source.validation_split == source.split:
+        raise UsageError(f"dataset {source.dataset}: split {source.split} cannot be its own validation_split")
+    if Path(source.dataset).is_dir():
+        return source
+    record = cache / "hub" / hashlib.sha256(repr((source.dataset, source.revision)).encode()).hexdigest()[:24]
+    try:
+        revision = _revision(source)
+    except UsageError:
+        if not record.is_file():
+            raise
+        return replace(source, revision=record.read_text())
+    record.parent.mkdir(parents=True, exist_ok=True)
+    partial = record.with_name(f".{record.name}.{os.getpid()}")
+    partial.write_text(revision)
+    partial.rename(record)
+    return replace(source, revision=revision)
+
+
+def identity(source: HubSource) -> str:
+    """Of what will be streamed. source: pinned."""
     folder = Path(source.dataset)
+    which: Any = (source.dataset, source.revision)
     if folder.is_dir():
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        return hashlib.sha256(repr((stats, source.config, source.split)).encode()).hexdigest()
-    return repr((source.dataset, source.config, source.split, source.validation_split, _revision(source)))
+        which = []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                which.append((str(path.relative_to(folder)), hashlib.file_digest(file, "sha256").hexdigest()))
+    return repr((which, source.config, source.split, source.validation_split))
 
 
 def _revision(source: HubSource) -> str:
     import huggingface_hub
 
     try:
-        return huggingface_hub.HfApi().dataset_info(source.dataset, revision=source.revision).sha or "unknown"
+        revision = huggingface_hub.HfApi().dataset_info(source.dataset, revision=source.revision).sha
+    except AcodmError:
+        raise
     except Exception as error:  # the hub's errors have no common base
         raise UsageError(_reason(source, error)) from None
+    assert revision is not None
+    return revision
 
 
 def _reason(source: HubSource, error: Exception) -> str:
@@ -50,9 +82,12 @@ class HubDocuments:
         try:
             self.builder = datasets.load_dataset_builder(source.dataset, source.config, revision=source.revision)
             splits = datasets.get_dataset_split_names(source.dataset, source.config, revision=source.revision)
+        except AcodmError:
+            raise
         except Exception as error:
             raise UsageError(_reason(source, error)) from None
-        self.validation_split = source.validation_split or next((w for w in VALIDATION_WORDS if w in splits), None)
+        others = [word for word in VALIDATION_WORDS if word in splits and word != source.split]
+        self.validation_split = source.validation_split or next(iter(others), None)
 
     def read(self, split: str) -> Iterator[Document]:
         """Raises UsageError if the stream breaks, or a record lacks a field."""
@@ -60,7 +95,7 @@ class HubDocuments:
         try:
             for row, record in enumerate(self._records(split)):
                 yield document_of(record, source.fields, lambda row=row: f"dataset {source.dataset}, {split} row {row}")  # type: ignore[misc]
-        except (UsageError, GeneratorExit):
+        except (AcodmError, GeneratorExit):
             raise
         except Exception as error:  # whatever the network, a file system or a reader of datasets raises
             raise UsageError(_reason(source, error)) from None

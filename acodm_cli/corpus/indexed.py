@@ -22,7 +22,7 @@ _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 # Up to this size all token ids are checked, and the whole content is the key; beyond it, samples are.
-_CHECKED_BYTES = 1 << 31
+_CHECKED_TOKENS = 1 << 30
 _PIECE = 1 << 20
 _SAMPLES = 256
 
@@ -64,10 +64,10 @@ def open_indexed(path: Path, vocab_size: int) -> IndexedTokens:
         raise UsageError(f"{index}: damaged or truncated ({num_sequences} sequences do not fit in it); fetch it again")
     lengths = np.memmap(index, np.int32, "r", _HEADER.size, (num_sequences,))
     ends = np.cumsum(lengths, dtype=np.int64)
-    if lengths.min() < 0 or ends[-1] * dtype.itemsize != binary_size:
+    if lengths.min() < 0 or ends[-1] < 1 or ends[-1] * dtype.itemsize != binary_size:
         raise UsageError(f"{binary}: {binary_size} bytes, its index says {ends[-1] * dtype.itemsize}; fetch both again")
     tokens: NDArray[np.integer] = np.memmap(binary, dtype, "r")
-    stride = _PIECE if binary_size <= _CHECKED_BYTES else max(_PIECE, len(tokens) // _SAMPLES)
+    stride = _PIECE if len(tokens) <= _CHECKED_TOKENS else max(_PIECE, len(tokens) // _SAMPLES)
     for first in range(0, len(tokens), stride):
         piece = np.array(tokens[first : first + _PIECE])
         if int(piece.max()) >= vocab_size or int(piece.min()) < 0:
@@ -85,7 +85,7 @@ def content_key(path: Path, dtype: np.dtype, start: int = 0, stop: int | None = 
     """
     stop = path.stat().st_size // dtype.itemsize if stop is None else stop
     digest = hashlib.sha256(str(stop - start).encode())
-    whole = (stop - start) * dtype.itemsize <= _CHECKED_BYTES
+    whole = stop - start <= _CHECKED_TOKENS
     with path.open("rb") as file:
         for first in range(start, stop, _PIECE if whole else max(_PIECE, (stop - start) // _SAMPLES)):
             file.seek(first * dtype.itemsize)

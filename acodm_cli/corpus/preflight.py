@@ -56,6 +56,8 @@ def check_room(corpus: Corpus, seq_len: int, batch: int, steps: int, max_epochs:
     """Raises UsageError if --max-epochs leaves less than the run needs."""
     if max_epochs is None:
         return
+    if not np.isfinite(max_epochs):
+        raise UsageError(f"--max-epochs {max_epochs}: give a number, or leave it out for no limit")
     sizes_K = np.array([domain.train.num_sequences(seq_len) for domain in corpus.domains])
     room = int(np.floor(max_epochs * sizes_K).sum()) - len(sizes_K)
     if room < steps * batch:

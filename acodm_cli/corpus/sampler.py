@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from acodm_cli.corpus.corpus import Corpus
 
-# Of executed weights to float32, in sequences.
-_ROUNDING = 1e-3
+# Of executed weights to float32, as a share of the batch.
+_ROUNDING = 1e-6
 Counts = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 
@@ -150,7 +150,9 @@ class Sampler:
         """The weights that a mixer's become under --max-epochs: what a domain has no room for goes to the others."""
         if self.limits_K is None:
             return weights_K
-        return cap_weights(weights_K, np.maximum(self.limits_K - self.expected_K - _ROUNDING, 0) / self.batch)
+        return cap_weights(
+            weights_K, np.maximum(self.limits_K - self.expected_K - _ROUNDING * self.batch, 0) / self.batch
+        )
 
     def draw(self, weights_K: NDArray[np.float64]) -> Batch:
         """The next batch. weights_K: on the simplex, executed."""

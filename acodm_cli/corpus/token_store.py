@@ -14,9 +14,10 @@ import queue
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,15 @@ from acodm_cli.corpus.sources import FileSource, HubSource, IndexedSource, Sourc
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import AcodmError, UsageError
 
-STORE_VERSION = 3
+STORE_VERSION = 4
 HOLD_OUT_EVERY = 20
 # Of a stream that cannot be copied: at most so much of its end is held out.
 HOLD_OUT_TOKENS = 1_000_000
 MAX_DOMAINS = 1000
 SPLITS = ("train", "validation")
 _ENCODE_CHARACTERS = 1 << 21
-# A hub stream ends when every domain has its budget and so many documents in a row were of no use.
+_ABANDONED_SECONDS = 24 * 3600
+# A hub stream ends when so many documents in a row were of domains that have their budget.
 _PATIENCE = 1_000_000
 
 # what is read (a domain, or files of several), how far, of how much (bytes, or tokens of a budget; 0 if unknown)
@@ -86,9 +88,11 @@ def open_source(source: Source, tokenizer: Tokenizer, cache: Path, on_progress: 
     """
     if isinstance(source, IndexedSource):
         return [_open_indexed_source(source, tokenizer)]
+    if isinstance(source, HubSource):
+        source = hub.pinned(source, cache)
     key = _source_key(source, tokenizer)
     folder = cache / "tokens" / key
-    if not (folder / "index.json").is_file():
+    if not folder.is_dir():
         _tokenize(source, tokenizer, folder, on_progress)
     return _open_folder(folder, source.domain)
 
@@ -135,9 +139,11 @@ def _open_indexed_source(source: IndexedSource, tokenizer: Tokenizer) -> DomainS
         tokens, held_out = train.tokens, validation.tokens
         held_out_key = content_key(validation.path, held_out.dtype)
     else:
-        least = len(train.tokens) - min(len(train.tokens) // HOLD_OUT_EVERY, HOLD_OUT_TOKENS)
-        # At the document that ends last before it; or, in one long document, right there.
-        before = train.ends[np.searchsorted(train.ends, least, "right") - 1] if train.ends[0] <= least else least
+        total = len(train.tokens)
+        least = total - min(total // HOLD_OUT_EVERY, HOLD_OUT_TOKENS)
+        # At the document that ends last before it; in the middle of one that would make the split twice as large.
+        before = train.ends[np.searchsorted(train.ends, least, "right") - 1] if train.ends[0] <= least else 0
+        before = before if total - before <= 2 * (total - least) else least
         tokens, held_out = train.tokens[:before], train.tokens[before:]
         held_out_key = content_key(train.path, held_out.dtype, len(tokens))
     key = _key(content_key(train.path, tokens.dtype, 0, len(tokens)) + held_out_key)
@@ -149,7 +155,7 @@ def _source_key(source: FileSource | HubSource, tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256(f"{STORE_VERSION} {tokenizer.fingerprint} {tokenizer.end_of_document}".encode())
     digest.update(repr(source.fields).encode())
     if isinstance(source, HubSource):
-        digest.update(repr((hub.source_key(source), source.tokens, source.domain is None)).encode())
+        digest.update(repr((hub.identity(source), source.tokens, source.domain is None)).encode())
         return digest.hexdigest()[:24]
     for split, paths in (("train", source.train), ("validation", source.validation)):
         for path in paths:
@@ -168,6 +174,7 @@ def _source_key(source: FileSource | HubSource, tokenizer: Tokenizer) -> str:
 def _tokenize(source: FileSource | HubSource, tokenizer: Tokenizer, folder: Path, on_progress: OnProgress) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(folder.parent)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         writer = _StoreWriter(partial, tokenizer)
         try:
@@ -188,6 +195,13 @@ def _tokenize(source: FileSource | HubSource, tokenizer: Tokenizer, folder: Path
         raise AcodmError(
             f"cannot write the token cache in {folder.parent}: {error.strerror}; make room or use --cache-dir"
         ) from None
+
+
+def _remove_left_over(cache: Path) -> None:
+    """What processes that were killed have left. One that is at work has just written."""
+    for path in cache.glob(".*"):
+        if path.is_dir() and time.time() - max(p.stat().st_mtime for p in (path, *path.iterdir())) > _ABANDONED_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_files(source: FileSource, tokenizer: Tokenizer, writer: _StoreWriter, on_progress: OnProgress) -> None:
@@ -217,26 +231,27 @@ def _write_stream(source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter,
         budget = source.tokens if split == "train" else source.tokens and max(1, source.tokens // HOLD_OUT_EVERY)
         # A dataset of one domain is done when that has its budget; in others, domains may still come.
         patience = 1 if source.domain else _PATIENCE
-        wanted = _until_full(documents.read(of_dataset), writer, split, budget, patience)
+        wanted = _until_done(documents.read(of_dataset), writer, split, budget)
         for batch in encoded(wanted, tokenizer):
-            writer.add(batch, split, hold_out=split == "train" and validation is None, budget=budget)
+            writer.add(batch, split, split == "train" and validation is None, budget, patience)
             counts = [d.tokens[split] for d in list(writer.domains.values())]  # the writer's thread adds to them
             on_progress(source.dataset, sum(min(c, budget or c) for c in counts), (budget or 0) * len(counts))
 
 
-def _until_full(
-    documents: Iterator[Document], writer: _StoreWriter, split: str, budget: int | None, patience: int
+def _until_done(
+    documents: Iterator[Document], writer: _StoreWriter, split: str, budget: int | None
 ) -> Iterator[Document]:
-    useless = 0
+    """Until the writer needs no more; the text of documents that it has no use for is not tokenised.
+
+    The writer, which sees documents in order, decides what is stored: it lags behind this reader by as much as it happens to,
+    and only what is wasted may depend on that.
+    """
     for document in documents:
+        if split in writer.done:
+            return
         domain = writer.domains.get(document.domain or "")
-        if budget is not None and domain is not None and domain.tokens[split] >= budget:
-            useless += 1
-            if useless >= patience:
-                return
-            continue
-        useless = 0
-        yield document
+        full = budget is not None and domain is not None and domain.tokens[split] >= budget
+        yield replace(document, text="") if full else document
 
 
 def encoded(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[list[tuple[str, list[int]]]]:
@@ -300,12 +315,13 @@ class _Prefetched:
 
     def __exit__(self, *error: object) -> None:
         self.stopped.set()
-        self.thread.join()
+        self.thread.join(timeout=1)  # it may be waiting for the network; it is a daemon
 
 
 @dataclass
 class _DomainFiles:
     number: int
+    hold_out: bool = False
     documents: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
 
@@ -318,24 +334,37 @@ class _StoreWriter:
         self.end = tokenizer.end_of_document
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         self.domains: dict[str, _DomainFiles] = {}
+        self.useless = 0
+        self.done: set[str] = set()
         self.thread = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
 
-    def add(self, batch: list[tuple[str, list[int]]], split: str, hold_out: bool, budget: int | None = None) -> None:
+    def add(
+        self,
+        batch: list[tuple[str, list[int]]],
+        split: str,
+        hold_out: bool,
+        budget: int | None = None,
+        patience: int = 1,
+    ) -> None:
         """hold_out: every HOLD_OUT_EVERY-th document of a domain goes to validation. budget: tokens after which a domain takes
-        no more."""
+        no more. patience: after so many documents in a row that were not taken, the split is done."""
         self.wait()
-        self.pending = self.thread.submit(self._write, batch, split, hold_out, budget)
+        self.pending = self.thread.submit(self._write, batch, split, hold_out, budget, patience)
 
     def wait(self) -> None:
         if self.pending is not None:
             pending, self.pending = self.pending, None
             pending.result()
 
-    def _write(self, batch: list[tuple[str, list[int]]], split: str, hold_out: bool, budget: int | None) -> None:
+    def _write(
+        self, batch: list[tuple[str, list[int]]], split: str, hold_out: bool, budget: int | None, patience: int
+    ) -> None:
         parts: dict[tuple[str, str], list[NDArray[np.integer]]] = {}
         end = np.array([self.end], self.dtype)
         for name, ids in batch:
+            if split in self.done:
+                break
             domain = self.domains.get(name)
             if domain is None:
                 if len(self.domains) == MAX_DOMAINS:
@@ -345,7 +374,12 @@ class _StoreWriter:
                     )
                 domain = self.domains[name] = _DomainFiles(len(self.domains))
             if budget is not None and domain.tokens[split] >= budget:
+                self.useless += 1
+                if self.useless >= patience:
+                    self.done.add(split)
                 continue
+            self.useless = 0
+            domain.hold_out |= hold_out
             domain.documents += 1
             into = "validation" if hold_out and domain.documents % HOLD_OUT_EVERY == 0 else split
             domain.tokens[into] += len(ids) + 1
@@ -381,11 +415,15 @@ class _StoreWriter:
         (self.folder / "index.json").write_text(json.dumps(index))
 
     def _hold_out_end(self, domain: _DomainFiles) -> None:
-        """With too few documents to hold some out, hold out the end of the stream instead."""
+        """With too few documents to hold some out, hold out the end of the stream too."""
         train, validation = (self._path(domain, split) for split in SPLITS)
-        if domain.tokens["validation"] or not train.is_file():
+        held_out, total = domain.tokens["validation"], sum(domain.tokens.values())
+        wanted = total // HOLD_OUT_EVERY
+        enough = held_out >= wanted // 2 if domain.hold_out else held_out > 0
+        if enough or not train.is_file():
             return
-        tokens = np.fromfile(train, self.dtype)
-        cut = len(tokens) - len(tokens) // HOLD_OUT_EVERY
-        tokens[cut:].tofile(validation)
+        cut = domain.tokens["train"] - (wanted - held_out)
+        with train.open("rb") as source, validation.open("ab") as target:
+            source.seek(cut * self.dtype.itemsize)
+            shutil.copyfileobj(source, target)
         os.truncate(train, cut * self.dtype.itemsize)

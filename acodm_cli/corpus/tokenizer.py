@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tokenizers
 
-from acodm_cli.errors import UsageError
+from acodm_cli.errors import AcodmError, UsageError
 
 END_OF_DOCUMENT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
@@ -46,7 +46,7 @@ def load_tokenizer(source: str) -> Tokenizer:
             raise UsageError(f"tokenizer {source} does not exist; give a tokenizer.json or a hub name")
         else:
             backend = tokenizers.Tokenizer.from_pretrained(source)
-    except UsageError:
+    except AcodmError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
         reason = str(error).splitlines()[0][:200]

@@ -99,6 +99,8 @@ def _foreign_config(model: str, vocab_size: int, context: int) -> Any:
         raise UsageError(f"cannot load the configuration of model {model}: {reason}") from None
     config.vocab_size = vocab_size
     config.use_cache = False
+    # Its embedding would never be trained, and here the id is some other tokenizer's padding.
+    config.pad_token_id = None
     if (getattr(config, "max_position_embeddings", None) or 0) < context:
         config.max_position_embeddings = context
     return config

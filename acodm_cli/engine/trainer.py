@@ -162,7 +162,7 @@ class Trainer:
             start = batch.rows.start + first
             rows = slice(start, start + len(tokens_BS))  # of the global batch
             if self.probe:
-                self.probe.begin(rows)
+                self.probe.begin(rows, self.settings.seq_len)
             with self.compute.autocast():
                 total, losses_BT = self.loss(tokens_BS[:, :-1], tokens_BS[:, 1:], scale, self.probe)
             total.backward()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import distributed, multiprocessing, nn
 
 from acodm_cli.alignment.exact import ExactProbe
@@ -67,7 +68,7 @@ def watched_step(
     probe.start(step, domains_B, tokens_B)
     for start in range(0, len(tokens_BS), micro_batch):
         rows = slice(start, start + micro_batch)
-        probe.begin(rows)
+        probe.begin(rows, labels_BT.shape[1])
         loss(tokens_BS[rows, :-1], labels_BT[rows], 1 / int(tokens_B.sum()), probe)[0].backward()
     return probe.finish()
 
@@ -159,6 +160,51 @@ def test_equals_autograd_in_every_situation(estimator: str, model_name: str, sit
     assert (gram_KK[3] == 0).all()
 
 
+@pytest.mark.parametrize("rule", ["embedding", "unembedding"])
+def test_a_tied_weight_is_watched_wherever_it_is_used(rule: str) -> None:
+    model = make_model(tied=True)
+    layers = select_layers(model, rule)
+    assert len(layers) == 2
+    batch = make_batch(missing=False, mixed_lengths=False)
+    weight = next(iter(layers.values())).weight
+    gradients_KP = domain_gradients(model, [weight], *batch, NUM_DOMAINS)
+    expected_KK = gradients_KP @ gradients_KP.T
+    assert (one_pass_gram(model, layers, *batch, 9) - expected_KK).abs().max() <= 1e-5 * expected_KK.abs().max()
+
+
+def test_layers_that_see_merged_sequences() -> None:
+    """OPT runs its MLP on [B·T, I]."""
+    config = transformers.OPTConfig(
+        vocab_size=512,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        dropout=0.0,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = transformers.OPTForCausalLM(config)
+    layers = select_layers(model, "all")
+    batch = make_batch(missing=False, mixed_lengths=False)
+    weights = list({id(layer.weight): layer.weight for layer in layers.values()}.values())
+    gradients_KP = domain_gradients(model, weights, *batch, NUM_DOMAINS)
+    expected_KK = gradients_KP @ gradients_KP.T
+    assert (one_pass_gram(model, layers, *batch, 4) - expected_KK).abs().max() <= 1e-5 * expected_KK.abs().max()
+
+
+def test_a_layer_that_sees_some_tokens_only_is_named() -> None:
+    model = make_model()
+    layers = select_layers(model, "mlp")
+    own = layers["gpt_neox.layers.0.mlp.dense_h_to_4h"]
+    probe = ExactProbe(layers, NUM_DOMAINS, halves=False)
+    probe.start(0, torch.zeros(2, dtype=torch.int64), torch.full((2,), 4))
+    probe.begin(slice(None), 4)
+    with pytest.raises(UsageError, match=r"layers.0.mlp.dense_h_to_4h .* does not see whole sequences"):
+        own(torch.zeros(5, own.weight.shape[1]))
+
+
 @pytest.mark.parametrize("estimator", ["exact", "sketch"])
 def test_two_ranks_see_what_one_sees(estimator: str, tmp_path: Path) -> None:
     """Each rank runs its rows of the global batch; one all-reduce later both hold the Gram matrix of the whole."""
@@ -183,7 +229,7 @@ def gradients_of_rank(estimator: str, rows: slice) -> DomainGradients:
     tokens_BS, labels_BT, domains_B = make_batch(missing=True, mixed_lengths=True)
     tokens_B = (labels_BT != IGNORED).sum(dim=1)
     probe.start(7, domains_B, tokens_B)
-    probe.begin(rows)
+    probe.begin(rows, labels_BT.shape[1])
     CausalLoss(model)(tokens_BS[rows, :-1], labels_BT[rows], 1 / int(tokens_B.sum()), probe)[0].backward()
     return probe.finish()
 

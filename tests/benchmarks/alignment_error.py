@@ -69,7 +69,7 @@ def look(trainer: Trainer, probes: dict[str, GradientProbe], batch: Batch, numbe
     """What every probe sees of one and the same forward and backward pass."""
     for probe in probes.values():
         probe.start(number, batch.domains_B, torch.full_like(batch.domains_B, trainer.settings.seq_len))
-        probe.begin(slice(None))
+        probe.begin(slice(None), trainer.settings.seq_len)
     losses_BT = token_losses(trainer.model, batch.tokens_BS[:, :-1], batch.tokens_BS[:, 1:])
     losses_BT.mean().backward()
     found = {name: probe.finish() for name, probe in probes.items()}

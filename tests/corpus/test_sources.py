@@ -4,18 +4,21 @@ import contextlib
 import gzip
 import json
 import resource
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from acodm_cli.corpus import token_store
+from acodm_cli.corpus import hub, token_store
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.corpus.readers import Fields, read_documents
-from acodm_cli.corpus.sources import FileSource, HubSource, plan_corpus
+from acodm_cli.corpus.sources import FileSource, HubSource, IndexedSource, plan_corpus
 from acodm_cli.corpus.token_store import open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
 from acodm_cli.errors import AcodmError, UsageError
@@ -91,6 +94,77 @@ def test_a_domain_that_comes_late_is_not_missed(texts: forms.Texts, tokenizer: T
     source = HubSource(None, str(tmp_path / "data"), Fields(domain="set"), tokens=500)
     stores = open_source(source, tokenizer, tmp_path / "cache", lambda *_: None)
     assert [store.name for store in stores] == ["code", "prose"]
+
+
+def test_a_stream_is_stored_alike_however_fast_it_is_written(
+    texts: forms.Texts, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored is decided in the order of documents, not by how far the writer has come."""
+    monkeypatch.setattr(token_store, "_PATIENCE", 30)
+    monkeypatch.setattr(token_store, "_ENCODE_CHARACTERS", 2000)
+    write = token_store._StoreWriter._write
+    (tmp_path / "data").mkdir()
+    common, rare = texts["code"]["train"], texts["prose"]["train"]
+    rows = [{"text": text, "set": "common"} for text in common[:40]]
+    for number, text in enumerate(rare[:40]):
+        rows += [{"text": text, "set": "rare"}, *[{"text": t, "set": "common"} for t in common[:number]]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "train.parquet")
+    source = HubSource(None, str(tmp_path / "data"), Fields(domain="set"), tokens=3000)
+    found = []
+    for seconds in (0.0, 0.05):
+
+        def slowly(*arguments: Any, seconds: float = seconds) -> None:
+            time.sleep(seconds)
+            write(*arguments)
+
+        monkeypatch.setattr(token_store._StoreWriter, "_write", slowly)
+        found.append(open_source(source, tokenizer, tmp_path / f"cache {seconds}", lambda *_: None))
+    for fast, slow in zip(*found, strict=True):
+        assert fast.key == slow.key
+    # The rare domain stopped after a run of 30 common documents, before it had all of its own.
+    assert len(found[0][1].train) < sum(len(tokenizer.backend.encode(text).ids) + 1 for text in rare[:40])
+
+
+def test_a_dataset_is_not_validated_on_its_training_split(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    table = pa.table({"text": [f"line {i}" for i in range(100)]})
+    pq.write_table(table, tmp_path / "data" / "test.parquet")
+    source = HubSource("a", str(tmp_path / "data"), Fields(), split="test")
+    (store,) = open_source(source, tokenizer, tmp_path / "cache", lambda *_: None)
+    total = len(store.train) + len(store.validation)
+    assert total == sum(len(tokenizer.backend.encode(text).ids) + 1 for text in table["text"].to_pylist())
+    with pytest.raises(UsageError, match="cannot be its own validation_split"):
+        open_source(replace(source, validation_split="test"), tokenizer, tmp_path / "cache", lambda *_: None)
+
+
+def test_without_the_network_a_dataset_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = HubSource("a", "org/name", Fields())
+    monkeypatch.setattr(hub, "_revision", lambda source: "abc")
+    assert hub.pinned(source, tmp_path).revision == "abc"
+
+    def offline(source: HubSource) -> str:
+        raise UsageError("no network")
+
+    monkeypatch.setattr(hub, "_revision", offline)
+    assert hub.pinned(source, tmp_path).revision == "abc"
+    with pytest.raises(UsageError, match="no network"):
+        hub.pinned(replace(source, dataset="org/other"), tmp_path)
+
+
+def test_held_out_end_of_indexed_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """About a twentieth, whatever the documents' lengths are."""
+    for lengths in ([100, 50_000], [50_000, 100], [1000] * 50, [51_000]):
+        np.zeros(sum(lengths), np.uint16).tofile(tmp_path / "a.bin")
+        forms.write_index(tmp_path / "a.idx", lengths, code=8, item_size=2)
+        (store,) = open_source(IndexedSource("a", tmp_path / "a", None), tokenizer, tmp_path, lambda *_: None)
+        assert sum(lengths) // 20 <= len(store.validation) <= sum(lengths) // 10 + 1, lengths
+
+
+def test_held_out_documents_that_are_short_are_not_enough(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "a b " * (1 if number == 19 else 200)}) for number in range(30)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (store,) = open_source(FileSource("a", (tmp_path / "a.jsonl",), (), Fields()), tokenizer, tmp_path, lambda *_: None)
+    assert len(store.validation) >= (len(store.train) + len(store.validation)) // 20
 
 
 def test_dataset_in_a_manifest(texts: forms.Texts, corpus: Corpus, tokenizer_file: Path, tmp_path: Path) -> None:

@@ -151,9 +151,10 @@ class Agent:
         noise_K = noise * self.exploration(self.generator)
         if settings.noise_space == "logit":
             return self.actor.weights(self.smoothed_offsets_K + noise_K)
-        weights_K = (self.actor.weights(self.smoothed_offsets_K) + noise_K).clamp(min=0)
-        share = settings.floor_share
-        return (1 - share) * weights_K / weights_K.sum() + share * self.actor.prior_K
+        weights_K = self.actor.weights(self.smoothed_offsets_K) + noise_K
+        floor_K = settings.floor_share * self.actor.prior_K
+        above_K = (weights_K - floor_K).clamp(min=0)
+        return floor_K + (1 - settings.floor_share) * above_K / above_K.sum()
 
     # Learning
 

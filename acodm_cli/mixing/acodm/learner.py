@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from acodm_cli.alignment.gram import gradient_alignment
 from acodm_cli.mixing.acodm.agent import Agent
 from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy
 from acodm_cli.mixing.acodm.reward import AlignmentReward, standardise
@@ -37,6 +36,7 @@ class AcOdmLearner:
         size = state_size(len(prior_K), settings.depths)
         self.agent = Agent(size, torch.from_numpy(prior_K).float(), settings, seed)
         self.reward = AlignmentReward(len(prior_K), settings.ema)
+        self.least_weights_K = max(settings.floor_share, 0.01) * prior_K
         self.continues_policy = initial is not None
         if initial is not None:
             self.agent.actor.load_state_dict(initial.actor.state_dict())
@@ -63,9 +63,10 @@ class AcOdmLearner:
 
     def observe(self, feedback: Feedback) -> Report:
         assert feedback.gram_KK is not None
-        alignment_K = gradient_alignment(feedback.gram_KK)
         self_K = feedback.self_K if self.agent_settings.self_term else None
-        reward_K = self.reward.update(alignment_K, feedback.weights_K, feedback.samples_K > 0, self_K)
+        # A domain that --max-epochs has closed is still drawn for what it is owed; its reward must not be divided by nothing.
+        weights_K = np.maximum(feedback.weights_K, self.least_weights_K)
+        reward_K = self.reward.update(feedback.gram_KK, weights_K, feedback.samples_K > 0, self_K)
         state_S = encode_state(feedback.observation)
         next_state_S = encode_state(feedback.next_observation)
         self.agent.normalizer.update(next_state_S)

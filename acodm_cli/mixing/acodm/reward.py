@@ -8,66 +8,78 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acodm_cli.alignment.gram import gradient_alignment
 from acodm_cli.mixing.mixer import Array
 
 
 class MovingAverage:
-    """v_i ← ξ v_i + (1-ξ) x_i where x_i was observed, else v_i holds. A first observation starts its average, instead of
+    """v ← ξ v + (1-ξ) x where x was observed, else v holds; elementwise. A first observation starts its average, instead of
     averaging with an arbitrary zero."""
 
-    def __init__(self, num_domains: int, ema: float) -> None:
+    def __init__(self, shape: tuple[int, ...], ema: float) -> None:
         assert 0 <= ema < 1
         self.ema = ema
-        self.value_K: Array = np.zeros(num_domains)
-        self.seen_K: NDArray[np.bool_] = np.zeros(num_domains, dtype=bool)
+        self.value: Array = np.zeros(shape)
+        self.seen: NDArray[np.bool_] = np.zeros(shape, dtype=bool)
 
-    def update(self, observed_K: Array) -> None:
-        """observed_K: NaN where there is no observation."""
-        present_K = ~np.isnan(observed_K)
-        averaged_K = np.where(self.seen_K, self.ema * self.value_K + (1 - self.ema) * observed_K, observed_K)
-        self.value_K = np.where(present_K, averaged_K, self.value_K)
-        self.seen_K = self.seen_K | present_K
+    def update(self, observed: Array) -> None:
+        """observed: NaN where there is no observation."""
+        averaged = np.where(self.seen, self.ema * self.value + (1 - self.ema) * observed, observed)
+        present = ~np.isnan(observed)
+        self.value = np.where(present, averaged, self.value)
+        self.seen = self.seen | present
 
 
 class AlignmentReward:
-    """r̂_i^t = ξ r̂_i^{t-1} + (1-ξ) W_i^t / P_i^{t-1}.
+    """r̂_i^t = ξ r̂_i^{t-1} + (1-ξ) W_i^t / P_i^{t-1}, and with the self term the same of ‖g_i‖² / P_i added.
 
-    W_i: gradient alignment of domain i; P_i: the probability with which the batch was drawn from it; ξ: `ema`.
-    A domain absent from the batch gives no observation and keeps its value. The self term ‖g_i‖², which makes W_i the
-    full row sum of the Gram matrix, has an average of its own, because a batch may give the one without the other.
+    W_i = Σ_{j≠i} H_ij: gradient alignment of domain i; P_i: the probability with which the batch was drawn from it; ξ: `ema`.
+
+    The average is kept of each H_ij / P_i and then summed, which is the same where every batch holds every domain. Where one
+    does not, W_i of the batch sums over the domains that happen to be in it: domains that are often drawn together would
+    seem aligned, and be drawn the more. So a pair counts only in batches that hold both; a pair that was never seen is
+    taken to be as the row's others are.
     """
 
     def __init__(self, num_domains: int, ema: float) -> None:
-        self.alignment = MovingAverage(num_domains, ema)
-        self.self_term = MovingAverage(num_domains, ema)
+        self.average = MovingAverage((num_domains, num_domains), ema)
 
     @property
     def seen_K(self) -> NDArray[np.bool_]:
-        return self.alignment.seen_K
+        """Domains that were seen together with another one."""
+        others_KK = ~np.eye(len(self.average.seen), dtype=bool)
+        return np.any(self.average.seen & others_KK, axis=1)
 
     def update(
-        self, alignment_K: Array, weights_K: Array, present_K: NDArray[np.bool_], self_K: Array | None = None
+        self, gram_KK: Array, weights_K: Array, present_K: NDArray[np.bool_], self_K: Array | None = None
     ) -> Array:
-        """alignment_K: W. weights_K: P, positive where present. present_K: domains in the batch. self_K: unbiased
+        """gram_KK: H of the batch. weights_K: P, positive where present. present_K: domains in the batch. self_K: unbiased
         ‖g_i‖², NaN where unknown; None to leave it out. Returns r̂. [K]"""
         assert (weights_K[present_K] > 0).all()
         inverse_K = np.divide(1.0, weights_K, out=np.full_like(weights_K, np.nan), where=present_K)
-        self.alignment.update(alignment_K * inverse_K)
-        if self_K is None:
-            return self.alignment.value_K.copy()
-        self.self_term.update(self_K * inverse_K)
-        return self.alignment.value_K + self.self_term.value_K
+        observed_KK = np.where(present_K[None, :], gram_KK * inverse_K[:, None], np.nan)
+        np.fill_diagonal(observed_KK, np.nan if self_K is None else self_K * inverse_K)
+        self.average.update(observed_KK)
+        return self._sums(self_K is not None)
+
+    def _sums(self, with_self_term: bool) -> Array:
+        value_KK, seen_KK = self.average.value, self.average.seen
+        diagonal_KK = np.eye(len(value_KK), dtype=bool)
+        pairs_KK = seen_KK & ~diagonal_KK
+        of_row_K1 = np.where(pairs_KK, value_KK, 0).sum(1, keepdims=True) / np.maximum(
+            pairs_KK.sum(1, keepdims=True), 1
+        )
+        reward_K = gradient_alignment(np.where(seen_KK, value_KK, of_row_K1))
+        if not with_self_term:
+            return reward_K
+        known_K, self_K = np.diag(seen_KK), np.diag(value_KK)
+        return reward_K + np.where(known_K, self_K, self_K[known_K].mean() if known_K.any() else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        averages = {"alignment": self.alignment, "self_term": self.self_term}
-        return {
-            name: {"value": torch.from_numpy(average.value_K), "seen": torch.from_numpy(average.seen_K)}
-            for name, average in averages.items()
-        }
+        return {"value": torch.from_numpy(self.average.value), "seen": torch.from_numpy(self.average.seen)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, average in (("alignment", self.alignment), ("self_term", self.self_term)):
-            average.value_K, average.seen_K = state[name]["value"].numpy(), state[name]["seen"].numpy()
+        self.average.value, self.average.seen = state["value"].numpy(), state["seen"].numpy()
 
 
 def standardise(reward_K: Array, seen_K: NDArray[np.bool_]) -> Array:
