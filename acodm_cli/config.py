@@ -11,6 +11,8 @@ ReplayAlignment = Literal["progress", "steps", "tokens"]
 AgentPreset = Literal["default", "paper"]
 Prior = Literal["given", "uniform", "natural"]
 Estimator = Literal["sketch", "exact"]
+Parallel = Literal["ddp", "fsdp"]
+Compile = Literal["auto", "on", "off"]
 
 DEFAULT_STEPS = 300
 DEFAULT_SEQ_LEN = 128
@@ -19,6 +21,14 @@ DEFAULT_SEED = 0
 DEFAULT_ESTIMATOR: Estimator = "sketch"
 DEFAULT_ALIGNMENT_SIZE = 64
 DEFAULT_ALIGNMENT_ROTATION = 6
+
+# What does not change what a run computes (but for rounding), and may be another when it is resumed.
+CHANGEABLE = frozenset(
+    {
+        "device", "parallel", "compile", "activation_checkpointing", "micro_batch", "skip_nonfinite", "checkpoint_every",
+        "keep_checkpoints", "cache_dir",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,10 @@ class RunSettings:
     seed: int = DEFAULT_SEED
     device: str = "auto"
     dtype: str = "auto"
+    parallel: Parallel = "ddp"
+    compile: Compile = "auto"
+    activation_checkpointing: bool = False
+    skip_nonfinite: int = 0
     prior: Prior = "given"
     agent: AgentPreset = "default"
     agent_options: dict[str, str] | None = None
@@ -63,6 +77,7 @@ class RunSettings:
     validate_every: int | None = None
     validation_sequences: int = 16
     checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
     cache_dir: str | None = None
     save_model: str | None = None
 

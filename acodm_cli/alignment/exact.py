@@ -43,9 +43,8 @@ class ExactProbe(GradientProbe):
 
     reads_whole_gradients = True
 
-    def virtual_shape(self, weight_OI: Tensor) -> tuple[int, int]:
-        rows, columns = weight_OI.shape
-        return rows, columns
+    def virtual_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return shape
 
     def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, slots_B: Tensor) -> Tensor:
         return GroupedWeightGradient.apply(y_BTO, x_BTI, self.virtual[name], slots_B)

@@ -111,8 +111,9 @@ class GradientProbe(ABC):
         # The first layer that holds a weight owns its virtual copies.
         first = {id(weight): name for name, weight in reversed(weights.items())}
         self.owner = {name: first[id(weight)] for name, weight in weights.items()}
-        self.weights = {name: weight for name, weight in weights.items() if self.owner[name] == name}
-        self.watched = set(self.weights)
+        # Shapes, not weights: a sharded model replaces its parameters.
+        self.shapes = {name: _shape(weight) for name, weight in weights.items() if self.owner[name] == name}
+        self.watched = set(self.shapes)
         self.virtual: dict[str, Tensor] = {}
         self.capacity = 0
         self.seq_len = 0
@@ -122,18 +123,18 @@ class GradientProbe(ABC):
             layer.forward = self._watched_forward(name, layer.forward)  # type: ignore[method-assign, assignment]
 
     @abstractmethod
-    def virtual_shape(self, weight_OI: Tensor) -> tuple[int, int]:
-        """Of one group's virtual copy of a weight."""
+    def virtual_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Of one group's virtual copy of a weight of this shape."""
 
     @abstractmethod
     def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, slots_B: Tensor) -> Tensor:
         """y, with the backward pass arranged to fill the virtual copies' gradient. x: int64 token ids [B, T] for an embedding."""
 
-    def output_sketch(self, weight_OI: Tensor) -> BlockSketch | None:
+    def output_sketch(self, head: nn.Module) -> BlockSketch | None:
         """What a fused loss is to apply to the gradient of the logits, None if that is not watched."""
         return None
 
-    def add_output(self, weight_OI: Tensor, delta_BTp: Tensor, x_BTI: Tensor) -> None:
+    def add_output(self, head: nn.Module, delta_BTp: Tensor, x_BTI: Tensor) -> None:
         """From a fused loss: the sketched gradient of the logits and the hidden states."""
         raise NotImplementedError
 
@@ -144,7 +145,7 @@ class GradientProbe(ABC):
     def bytes_needed(self, batch: int) -> int:
         """For a global batch of so many sequences."""
         groups = min(batch, self.num_domains * self.halves)
-        shapes = [self.virtual_shape(weight) for weight in self.weights.values()]
+        shapes = [self.virtual_shape(shape) for shape in self.shapes.values()]
         return 4 * groups * sum(rows * columns for rows, columns in shapes)
 
     def _watched_forward(self, name: str, own_forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -187,8 +188,8 @@ class GradientProbe(ABC):
             # One zero, expanded: a leaf of the right shape that takes no memory.
             zero = torch.zeros((), device=self.device)
             self.virtual = {
-                name: zero.expand(capacity, *self.virtual_shape(weight)).requires_grad_()
-                for name, weight in self.weights.items()
+                name: zero.expand(capacity, *self.virtual_shape(shape)).requires_grad_()
+                for name, shape in self.shapes.items()
             }
         for virtual in self.virtual.values():
             virtual.grad = None
@@ -199,21 +200,28 @@ class GradientProbe(ABC):
         self.slots_B = self._slots_of_batch_B[rows].to(self.device, non_blocking=True)
 
     def finish(self) -> DomainGradients:
-        """The Gram matrix of the step."""
+        """Of the step. Waits for the device."""
+        return self.read(self.gram().cpu())
+
+    def gram(self) -> Tensor:
+        """⟨S_g, S_h⟩ of the groups in the batch, on the device. [n, n]"""
         self.slots_B = None
-        sums = self._sums()
         gram_nn = torch.zeros(self.capacity, self.capacity, device=self.device)
-        for name, sum_nP in sums.items():
+        for name, sum_nP in self._sums().items():
             gram_nn.addmm_(sum_nP, sum_nP.T, alpha=self.importance(name))
+        return gram_nn
+
+    def read(self, gram_nn: Tensor) -> DomainGradients:
+        """What `gram` gave, on the host now."""
         num_groups, present = len(self.tokens_G), len(self.present_n)
         gram_GG = torch.zeros(num_groups, num_groups, dtype=torch.float64)
         rows_n1 = self.present_n[:, None]
-        gram_GG[rows_n1, self.present_n] = gram_nn[:present, :present].to("cpu", torch.float64)
+        gram_GG[rows_n1, self.present_n] = gram_nn[:present, :present].double()
         return domain_gradients(gram_GG, self.tokens_G.double(), self.halves)
 
     def _sums(self) -> dict[str, Tensor]:
         """Watched weight -> what each present group contributes to its gradient. [n, P]"""
-        grads = {name: self.virtual[name].grad for name in self.weights}
+        grads = {name: self.virtual[name].grad for name in self.shapes}
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return {name: grad.flatten(1) for name, grad in grads.items() if grad is not None}
         # Every rank watches the same weights, and groups have the same slots on all; a rank may have had no row.
@@ -230,6 +238,11 @@ class GradientProbe(ABC):
         """Give the layers the forward back that they had. Probes on the same layers go in reverse order."""
         for name, layer in self.layers.items():
             layer.forward = self._own_forward[name]  # type: ignore[method-assign]
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    rows, columns = weight.shape
+    return rows, columns
 
 
 def domain_gradients(gram_GG: Tensor, tokens_G: Tensor, halves: int) -> DomainGradients:

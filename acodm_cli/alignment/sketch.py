@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acodm_cli.alignment.probe import GradientProbe, Layer
@@ -130,13 +130,13 @@ class SketchProbe(GradientProbe):
         super().__init__(layers, num_domains, halves)
         self.signs = torch.Generator(self.device)
         # The output and input side of each weight; their signs are drawn as one vector per step.
-        self._sides = [(name, side) for name in self.weights for side in (0, 1)]
-        self._lengths = [num_blocks(self.weights[name].shape[side], settings.size) for name, side in self._sides]
+        self._sides = [(name, side) for name in self.shapes for side in (0, 1)]
+        self._lengths = [num_blocks(self.shapes[name][side], settings.size) for name, side in self._sides]
         self._signs: dict[tuple[str, int], Tensor] = {}
-        self._block = {name: _block_number(name) for name in self.weights}
+        self._block = {name: _block_number(name) for name in self.shapes}
 
-    def virtual_shape(self, weight_OI: Tensor) -> tuple[int, int]:
-        p, q = (min(features, self.settings.size) for features in weight_OI.shape)
+    def virtual_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        p, q = (min(features, self.settings.size) for features in shape)
         return p, q
 
     def importance(self, name: str) -> float:
@@ -168,15 +168,15 @@ class SketchProbe(GradientProbe):
         signs = self._signs[name, 0], self._signs[name, 1]
         return function.apply(y_BTO, x_BTI, self.virtual[name], slots_B, *signs, self.settings.size)
 
-    def _name_of(self, weight_OI: Tensor) -> str | None:
-        return next((name for name, weight in self.weights.items() if weight is weight_OI), None)
+    def _owner_of(self, head: nn.Module) -> str | None:
+        return next((self.owner[name] for name, layer in self.layers.items() if layer is head), None)
 
-    def output_sketch(self, weight_OI: Tensor) -> BlockSketch | None:
-        name = self._name_of(weight_OI)
+    def output_sketch(self, head: nn.Module) -> BlockSketch | None:
+        name = self._owner_of(head)
         return BlockSketch(self._signs[name, 0], self.settings.size) if name and self.slots_B is not None else None
 
-    def add_output(self, weight_OI: Tensor, delta_BTp: Tensor, x_BTI: Tensor) -> None:
-        name = self._name_of(weight_OI)
+    def add_output(self, head: nn.Module, delta_BTp: Tensor, x_BTI: Tensor) -> None:
+        name = self._owner_of(head)
         assert name is not None
         assert self.slots_B is not None
         with torch.autocast(self.device.type, enabled=False):

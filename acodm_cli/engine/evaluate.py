@@ -5,30 +5,33 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.engine.device import Compute
-from acodm_cli.engine.loss import CausalLoss
+from acodm_cli.engine.distributed import Ranks
 
 
 @torch.no_grad()
 def validation_losses(
-    loss: CausalLoss, corpus: Corpus, seq_len: int, max_sequences: int, micro_batch: int, compute: Compute
+    loss: nn.Module, corpus: Corpus, seq_len: int, max_sequences: int, micro_batch: int, compute: Compute, ranks: Ranks
 ) -> NDArray[np.float64]:
     """Mean loss per domain in nats over its first `max_sequences` validation sequences. [K]
 
-    Sequence k of a split is tokens [k·T, k·T + T] of its stream, T = seq_len: T inputs, labels shifted by one.
+    Sequence k of a split is tokens [k·T, k·T + T] of its stream, T = seq_len: T inputs, labels shifted by one. The ranks
+    share the sequences.
     """
-    loss.model.eval()
-    losses = []
-    for domain in corpus.domains:
-        count = min(domain.validation.num_sequences(seq_len), max_sequences)
-        total = torch.zeros((), dtype=torch.float64, device=compute.device)
-        for start in range(0, count, micro_batch):
-            rows = [domain.validation.sequence(i, seq_len) for i in range(start, min(start + micro_batch, count))]
+    loss.eval()
+    sums_K = torch.zeros(len(corpus.domains), dtype=torch.float64, device=compute.device)
+    counts_K = np.array([min(d.validation.num_sequences(seq_len), max_sequences) for d in corpus.domains])
+    for index, (domain, count) in enumerate(zip(corpus.domains, counts_K.tolist(), strict=True)):
+        # A sharded model needs every rank in every forward pass: one that has no sequence left runs its first again.
+        for start in range(0, -(-count // ranks.world_size), micro_batch):
+            mine = range(start * ranks.world_size + ranks.rank, count, ranks.world_size)[:micro_batch]
+            rows = [domain.validation.sequence(i, seq_len) for i in mine or [0]]
             tokens_BS = torch.from_numpy(np.stack(rows)).to(compute.device)
             with compute.autocast():
-                total += loss(tokens_BS[:, :-1], tokens_BS[:, 1:])[0]
-        losses.append(total / (count * seq_len))
-    loss.model.train()
-    return torch.stack(losses).cpu().numpy()
+                losses_BT = loss(tokens_BS[:, :-1], tokens_BS[:, 1:])[1]
+            sums_K[index] += losses_BT.double().sum() * bool(mine)
+    loss.train()
+    return ranks.sum_(sums_K).cpu().numpy() / (counts_K * seq_len)

@@ -32,15 +32,16 @@ def token_losses(model: nn.Module, inputs_BT: Tensor, labels_BT: Tensor) -> Tens
     return losses_N.view_as(labels_BT)
 
 
-class CausalLoss:
+class CausalLoss(nn.Module):
     """Token losses of a model, by `LinearCrossEntropy` where its logits are a plain product of hidden states with the
     unembedding (Pythia, Llama, and most), and by the model's own forward pass where they are not."""
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self.model = model
         self.plain_head = _has_plain_head(model)
 
-    def __call__(
+    def forward(
         self, inputs_BT: Tensor, labels_BT: Tensor, scale: float = 1.0, probe: GradientProbe | None = None
     ) -> tuple[Tensor, Tensor]:
         """(scale · Σ losses, differentiable; losses [B, T], detached, in nats, zero where the label is ignored).
@@ -51,14 +52,14 @@ class CausalLoss:
             losses_BT = token_losses(self.model, inputs_BT, labels_BT)
             return losses_BT.sum() * scale, losses_BT.detach()
         hidden_BTI = self.model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state  # type: ignore[operator]
-        weight_VI = self.model.get_output_embeddings().weight  # type: ignore[operator]
-        sketch = probe.output_sketch(weight_VI) if probe else None
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        sketch = probe.output_sketch(head) if probe else None
         total, losses_N, delta_Np = LinearCrossEntropy.apply(
-            hidden_BTI.flatten(0, 1), weight_VI, labels_BT.flatten(), scale, sketch, torch.is_grad_enabled()
+            hidden_BTI.flatten(0, 1), head.weight, labels_BT.flatten(), scale, sketch, torch.is_grad_enabled()
         )
         if sketch:
             assert probe is not None
-            probe.add_output(weight_VI, delta_Np.unflatten(0, labels_BT.shape), hidden_BTI.detach())
+            probe.add_output(head, delta_Np.unflatten(0, labels_BT.shape), hidden_BTI.detach())
         return total, losses_N.view_as(labels_BT)
 
 

@@ -116,6 +116,13 @@ def build_model(config: Any, seed: int, device: torch.device) -> nn.Module:
     return model.float().train().to(device)
 
 
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """In order: the longest module list."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    assert lists, "the model has no list of blocks"
+    return max(lists, key=len)
+
+
 def parameter_counts(config: Any) -> tuple[int, int]:
     """(all, non-embedding) parameters, without allocating any."""
     import transformers

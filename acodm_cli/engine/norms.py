@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from acodm_cli.engine.distributed import whole
+from acodm_cli.engine.models import transformer_blocks
+
 
 class NormReader:
     """L2 norms of one weight matrix per relative depth, and of its change since the last reading.
@@ -15,8 +18,9 @@ class NormReader:
     """
 
     def __init__(self, model: nn.Module, depths: tuple[float, ...]) -> None:
-        blocks = _blocks(model) if depths else []
+        blocks = transformer_blocks(model) if depths else []
         self.weights = [_square_weight(blocks[round(depth * (len(blocks) - 1))]) for depth in depths]
+        self.nothing = torch.zeros(0, device=next(model.parameters()).device)
         self.previous = [weight.detach().clone() for weight in self.weights]
         self.initial_L = self.read()[0]
 
@@ -24,10 +28,10 @@ class NormReader:
     def read(self) -> tuple[Tensor, Tensor]:
         """(‖ω‖ [L], ‖Δω‖ [L]) on the device; what is read becomes the reference of the next ‖Δω‖."""
         if not self.weights:
-            return torch.zeros(0), torch.zeros(0)
-        norms_L = torch.stack([weight.norm() for weight in self.weights])
+            return self.nothing, self.nothing
+        norms_L = torch.stack([whole(weight.norm()) for weight in self.weights])
         # In place: a temporary per weight would cost more than the arithmetic.
-        updates_L = torch.stack([p.sub_(w).norm() for w, p in zip(self.weights, self.previous, strict=True)])
+        updates_L = torch.stack([whole(p.sub_(w).norm()) for w, p in zip(self.weights, self.previous, strict=True)])
         for previous, weight in zip(self.previous, self.weights, strict=True):
             previous.copy_(weight)
         return norms_L, updates_L
@@ -37,13 +41,6 @@ class NormReader:
         for previous, weight in zip(self.previous, self.weights, strict=True):
             previous.copy_(weight.detach())
         self.initial_L = initial_L
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks: the longest module list."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    assert lists, "the model has no list of blocks"
-    return max(lists, key=len)
 
 
 def _square_weight(block: nn.Module) -> Tensor:

@@ -23,25 +23,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from acodm_cli.alignment.gram import interaction_energy, self_magnitude
 from acodm_cli.alignment.probe import GradientProbe
+from acodm_cli.config import Parallel
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.sampler import Batch, Sampler
 from acodm_cli.engine.device import Compute
+from acodm_cli.engine.distributed import Ranks, gradients_stay_here, parallelised, whole
 from acodm_cli.engine.evaluate import validation_losses
 from acodm_cli.engine.loss import CausalLoss
+from acodm_cli.engine.models import transformer_blocks
 from acodm_cli.engine.norms import NormReader
 from acodm_cli.engine.optimizer import learning_rate, make_optimizer
 from acodm_cli.errors import AcodmError
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
+
+ALONE = Ranks()
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """steps: optimiser steps. batch, micro_batch: sequences. seq_len: predicted tokens per sequence. lr: peak.
     validate_every: steps. validation_sequences: per domain. max_epochs: how often a
-    domain may be seen. The rest as in AdamW and the cosine schedule."""
+    domain may be seen. skip_nonfinite: so many steps whose loss or gradient is not finite are passed over. The rest as in AdamW and the cosine schedule."""
 
     steps: int
     batch: int
@@ -55,6 +68,7 @@ class TrainSettings:
     validate_every: int
     validation_sequences: int
     max_epochs: float | None = None
+    skip_nonfinite: int = 0
 
     @property
     def tokens_per_step(self) -> int:
@@ -65,7 +79,8 @@ class TrainSettings:
 class StepEvent:
     """One finished step. step: from 1. tokens: predicted tokens so far, this step included. weights_K: executed.
     losses_K: nats, NaN for a domain that was not drawn. validation_K: after the step, None when not due. Energies
-    are NaN without a Gram matrix. seconds: wall time of the step, validation apart."""
+    are NaN without a Gram matrix. seconds_of: wall time of its parts: batch, model, mixer, validation. report: of the mixer,
+    on the first rank."""
 
     step: int
     tokens: int
@@ -79,7 +94,12 @@ class StepEvent:
     self_energy: float
     report: Report
     validation_K: Array | None
-    seconds: float
+    seconds_of: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Validation apart."""
+        return sum(seconds for part, seconds in self.seconds_of.items() if part != "validation")
 
 
 class Trainer:
@@ -91,20 +111,27 @@ class Trainer:
         settings: TrainSettings,
         compute: Compute,
         probe: GradientProbe | None = None,
+        ranks: Ranks = ALONE,
+        parallel: Parallel = "ddp",
     ) -> None:
-        """probe: watches the model's layers, if the mixer needs a Gram matrix."""
+        """probe: watches the model's layers, if the mixer needs a Gram matrix. parallel: how many ranks share the work."""
         assert (probe is not None) == mixer.needs_gram
+        assert settings.batch % ranks.world_size == 0
         self.model = model
-        self.loss = CausalLoss(model)
+        self.loss = parallelised(CausalLoss(model), transformer_blocks(model), parallel, ranks, compute)
         self.corpus = corpus
         self.mixer = mixer
         self.settings = settings
         self.compute = compute
+        self.ranks = ranks
         self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay)
-        self.sampler = Sampler(corpus, settings.batch, settings.seq_len, settings.seed, settings.max_epochs)
+        self.sampler = Sampler(
+            corpus, settings.batch, settings.seq_len, settings.seed, settings.max_epochs, ranks.rank, ranks.world_size
+        )
         self.probe = probe
         self.norms = NormReader(model, mixer.depths)
         self.step = 0
+        self.skipped = 0
         self.observation = self._first_observation()
 
     def steps(self) -> Iterator[StepEvent]:
@@ -114,25 +141,38 @@ class Trainer:
             AcodmError: a loss or gradient is not finite. The optimiser has not been stepped.
         """
         while self.step < self.settings.steps:
-            started = time.perf_counter()
-            # Executed weights are float32, as recorded: a replay of the record draws the same batches.
-            weights_K = (
-                self.sampler.executed(self.mixer.weights(self.observation)).astype(np.float32).astype(np.float64)
-            )
+            clock = Clock()
+            weights_K = self._decide()
+            clock.lap("mixer")
             batch = self.sampler.draw(weights_K)
-            sums_K = self._forward_backward(batch)
-            self.mixer.learn()  # host work, while a GPU is still busy with the backward pass
-            losses_K, train_loss = self._mean_losses(batch, sums_K)
-            gradients = self.probe.finish() if self.probe else None
+            clock.lap("batch")
+            queued = self._forward_backward(batch)
+            lr, queued["gradient_norm"] = self._optimizer_step(queued["sums_K"])
+            queued["norms_L"], queued["updates_L"] = self.norms.read()
+            clock.lap("model")
+            if self.ranks.is_first:
+                self.mixer.learn()  # host work, while a GPU is still busy with what was queued
+            clock.lap("mixer")
+            found = on_host(queued)  # the step's one wait for the device
+            clock.lap("model")
+            losses_K, train_loss = self._mean_losses(batch, found["sums_K"])
+            gradient_norm = float(found["gradient_norm"])
+            finite = math.isfinite(train_loss) and math.isfinite(gradient_norm)
+            if not finite:
+                self._skip_or_stop(losses_K, gradient_norm)
+            gradients = self.probe.read(found["gram_nn"]) if self.probe and finite else None
             gram_KK = gradients.gram_KK.numpy() if gradients else None
             self_K = gradients.self_K.numpy() if gradients else None
-            lr, gradient_norm = self._optimizer_step(losses_K, train_loss)
             self.step += 1
-            previous, self.observation = self.observation, self._next_observation(batch, losses_K)
-            report = self.mixer.observe(
-                Feedback(previous, weights_K, batch.samples_K.astype(float), gram_KK, self_K, self.observation)
-            )
-            seconds = time.perf_counter() - started
+            previous = self.observation
+            self.observation = self._next_observation(batch, losses_K, found["norms_L"], found["updates_L"])
+            report = Report(phase="skipped: not finite")
+            if finite and self.ranks.is_first:
+                samples_K = batch.samples_K.astype(float)
+                report = self.mixer.observe(Feedback(previous, weights_K, samples_K, gram_KK, self_K, self.observation))
+            clock.lap("mixer")
+            validation_K = self._validate_if_due()
+            clock.lap("validation")
             yield StepEvent(
                 step=self.step,
                 tokens=self.observation.tokens,
@@ -145,12 +185,25 @@ class Trainer:
                 interaction_energy=math.nan if gram_KK is None else interaction_energy(gram_KK, weights_K),
                 self_energy=math.nan if self_K is None else self_magnitude(self_K, weights_K),
                 report=report,
-                validation_K=self._validate_if_due(),
-                seconds=seconds,
+                validation_K=validation_K,
+                seconds_of=clock.seconds_of,
             )
 
-    def _forward_backward(self, batch: Batch) -> Tensor:
-        """Accumulate the gradient of the batch's mean token loss. Returns the sum of token losses per domain. [K]"""
+    def _decide(self) -> Array:
+        """The weights of the coming step, the first rank's on all. Float32, as recorded: a replay of the record draws the same
+        batches. [K]"""
+        weights_K = np.zeros(len(self.corpus.names))
+        if self.ranks.is_first:
+            weights_K = self.sampler.executed(self.mixer.weights(self.observation))
+        return self.ranks.from_first(weights_K).astype(np.float32).astype(np.float64)
+
+    def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Accumulate the gradient of the batch's mean token loss, over all ranks. Nothing is waited for.
+
+        Returns sums_K: token losses per domain; gram_nn, if there is a probe.
+        """
+        # What is random in a model (dropout) is a function of seed, step and rank: nothing of it needs to be saved.
+        torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * 65_536 + self.ranks.rank)
         scale = 1 / self.settings.tokens_per_step
         sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
         micro = self.settings.micro_batch
@@ -163,15 +216,18 @@ class Trainer:
             rows = slice(start, start + len(tokens_BS))  # of the global batch
             if self.probe:
                 self.probe.begin(rows, self.settings.seq_len)
-            with self.compute.autocast():
-                total, losses_BT = self.loss(tokens_BS[:, :-1], tokens_BS[:, 1:], scale, self.probe)
-            total.backward()
+            more = first + micro < len(batch.tokens_BS)
+            with gradients_stay_here(self.loss, stay=more):
+                with self.compute.autocast():
+                    total, losses_BT = self.loss(tokens_BS[:, :-1], tokens_BS[:, 1:], scale, self.probe)
+                total.backward()
             sums_K.index_add_(0, self._to_device(batch.domains_B[rows]), losses_BT.double().sum(dim=1))
-        return sums_K
+        queued = {"sums_K": self.ranks.sum_(sums_K)}
+        return queued | {"gram_nn": self.probe.gram()} if self.probe else queued
 
     def _mean_losses(self, batch: Batch, sums_K: Tensor) -> tuple[Array, float]:
         """(Mean loss per domain, NaN where absent [K]; mean loss of the batch), in nats."""
-        sums = sums_K.cpu().numpy()
+        sums = sums_K.numpy()
         tokens_K = batch.samples_K * self.settings.seq_len
         losses_K = np.divide(sums, tokens_K, out=np.full(len(sums), math.nan), where=tokens_K > 0)
         return losses_K, float(sums.sum() / self.settings.tokens_per_step)
@@ -181,22 +237,30 @@ class Trainer:
             tensor = tensor.pin_memory()
         return tensor.to(self.compute.device, non_blocking=True)
 
-    def _optimizer_step(self, losses_K: Array, train_loss: float) -> tuple[float, float]:
+    def _optimizer_step(self, sums_K: Tensor) -> tuple[float, Tensor]:
+        """(learning rate, norm of the gradient before clipping). Does nothing if a loss or the norm is not finite."""
         settings = self.settings
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip))
-        if not (math.isfinite(train_loss) and math.isfinite(norm)):
-            pairs = zip(self.corpus.names, losses_K, strict=True)
-            losses = ", ".join(f"{name} {loss:.3g}" for name, loss in pairs)
-            raise AcodmError(
-                f"the loss or gradient of step {self.step + 1} is not finite (losses: {losses}; gradient norm "
-                f"{norm:.3g}); lower --lr, or resume from the last checkpoint"
-            )
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)).detach()
         lr = learning_rate(self.step, settings.steps, settings.lr, settings.lr_warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # Fused AdamW looks at this flag on the device, as it does for a gradient scaler: the host need not wait to know.
+        finite = norm.isfinite() & sums_K.isfinite().all()
+        self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return lr, norm
+
+    def _skip_or_stop(self, losses_K: Array, gradient_norm: float) -> None:
+        """After a step whose loss or gradient was not finite, and which changed nothing."""
+        self.skipped += 1
+        if self.skipped <= self.settings.skip_nonfinite:
+            return
+        losses = ", ".join(f"{name} {loss:.3g}" for name, loss in zip(self.corpus.names, losses_K, strict=True))
+        raise AcodmError(
+            f"the loss or gradient of step {self.step + 1} is not finite (losses: {losses}; gradient norm "
+            f"{gradient_norm:.3g}); lower --lr, let some pass with --skip-nonfinite, or resume from the last checkpoint"
+        )
 
     def _validate_if_due(self) -> Array | None:
         """After the first step (where the run starts from), at intervals, and after the last step."""
@@ -209,7 +273,7 @@ class Trainer:
         """Validation loss per domain in nats. [K]"""
         settings = self.settings
         return validation_losses(
-            self.loss, self.corpus, settings.seq_len, max_sequences, settings.micro_batch, self.compute
+            self.loss, self.corpus, settings.seq_len, max_sequences, settings.micro_batch, self.compute, self.ranks
         )
 
     # Observations
@@ -233,8 +297,7 @@ class Trainer:
             update_norms_L=np.zeros_like(initial_L),
         )
 
-    def _next_observation(self, batch: Batch, losses_K: Array) -> Observation:
-        norms_L, updates_L = self.norms.read()
+    def _next_observation(self, batch: Batch, losses_K: Array, norms_L: Tensor, updates_L: Tensor) -> Observation:
         last = self.observation
         return Observation(
             step=self.step,
@@ -242,33 +305,57 @@ class Trainer:
             tokens=last.tokens + self.settings.tokens_per_step,
             total_tokens=last.total_tokens,
             samples_K=batch.samples_K.astype(np.float64),
-            losses_K=np.where(batch.samples_K > 0, losses_K, last.losses_K),
+            losses_K=np.where(np.isfinite(losses_K), losses_K, last.losses_K),
             previous_losses_K=last.losses_K,
             max_loss=last.max_loss,
-            weight_norms_L=norms_L.double().cpu().numpy(),
+            weight_norms_L=norms_L.numpy(),
             initial_norms_L=last.initial_norms_L,
-            update_norms_L=updates_L.double().cpu().numpy(),
+            update_norms_L=updates_L.numpy(),
         )
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the coming steps depend on, as tensors and plain values."""
+        """Everything that the coming steps depend on, as tensors and plain values, whole, on the host, on the first rank. The
+        others take part, and get what is of no use."""
         fields = vars(self.observation)
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": get_model_state_dict(self.model, options=_WHOLE),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE),
             "mixer": self.mixer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "observation": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()},
+            "skipped": self.skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """On every rank, each of which takes its share. Of whatever number of ranks the state is."""
+        set_model_state_dict(self.model, state["model"], options=_WHOLE)
+        set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=_WHOLE)
         self.mixer.load_state_dict(state["mixer"])
         self.sampler.load_state_dict(state["sampler"])
         fields: dict[str, Any] = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["observation"].items()}
         self.observation = Observation(**fields)
         self.norms.restore(torch.from_numpy(self.observation.initial_norms_L))
         self.step = self.observation.step
+        self.skipped = state["skipped"]
+
+
+class Clock:
+    """Wall time of a step's parts, as the host sees it: what a GPU does meanwhile is waited for in the part `model`."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.seconds_of: dict[str, float] = {}
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds_of[part] = self.seconds_of.get(part, 0.0) + now - self.last
+        self.last = now
+
+
+def on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In float64, by one copy."""
+    together = torch.cat([tensor.double().flatten() for tensor in tensors.values()]).cpu()
+    parts = together.split([tensor.numel() for tensor in tensors.values()])
+    return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}

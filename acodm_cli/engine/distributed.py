@@ -1,0 +1,205 @@
+"""Data-parallel ranks: processes of PyTorch's own distributed stack, started by torchrun, srun or `--nproc`.
+
+Every rank runs the same loop on its share of each batch. What decides anything is decided on the first rank and broadcast, so
+that all ranks agree bit for bit; only the first one writes and prints.
+
+Device tensors go over NCCL, host tensors over gloo: what the ranks tell each other about the mixture never waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+from torch.distributed import device_mesh, fsdp, tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from acodm_cli.config import Parallel
+from acodm_cli.engine.device import Compute
+from acodm_cli.errors import AcodmError, ResourceError, UsageError
+
+# Ranks wait for the first one while it tokenises a corpus.
+_TIMEOUT = timedelta(hours=6)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """rank: of world_size; local_rank: on this machine, the index of its GPU."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def many(self) -> bool:
+        return self.world_size > 1
+
+    def first(self, work: Callable[[], T]) -> T | None:
+        """Done on the first rank; the others wait, get None, and fail as it does.
+
+        Raises:
+            AcodmError: what work raised.
+        """
+        return self._together(work if self.is_first else None)
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """The first rank, then the first of every other machine, then the rest: later ones find what earlier ones have cached.
+
+        Raises:
+            AcodmError: what work raised on any rank.
+        """
+        turn = 0 if self.is_first else 1 if self.local_rank == 0 else 2
+        results = [self._together(work if now == turn else None) for now in range(3 if self.many else 1)]
+        result = results[turn]
+        assert result is not None
+        return result
+
+    def _together(self, work: Callable[[], T] | None) -> T | None:
+        result, failure = None, None
+        try:
+            result = work() if work else None
+        except AcodmError as error:
+            failure = error
+        failures: list[AcodmError | None] = [failure]
+        if self.many:
+            failures *= self.world_size
+            distributed.all_gather_object(failures, failure)
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        return result
+
+    def from_first(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The first rank's values, on all ranks."""
+        if not self.many:
+            return values
+        shared = torch.from_numpy(values.copy())
+        distributed.broadcast(shared, 0)
+        return shared.numpy()
+
+    def largest(self, value: int) -> int:
+        """Of all ranks' values."""
+        if not self.many:
+            return value
+        shared = torch.tensor(value)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        return int(shared)
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Over ranks, in place."""
+        if self.many:
+            distributed.all_reduce(values)
+        return values
+
+
+def ranks_asked_for() -> Ranks:
+    """What torchrun and its like have put into the environment.
+
+    Raises:
+        UsageError: it is not complete.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks()
+    try:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+        assert os.environ["MASTER_ADDR"]
+        assert os.environ["MASTER_PORT"]
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"WORLD_SIZE is set, but {error} is not as it should be; start ranks with --nproc or torchrun"
+        ) from None
+    return Ranks(rank, world_size, local_rank)
+
+
+@contextmanager
+def joined(ranks: Ranks, device: str) -> Iterator[None]:
+    """Inside of it the ranks can talk to each other. device: --device.
+
+    Raises:
+        ResourceError: there are fewer GPUs than ranks on this machine, or the ranks do not find each other.
+    """
+    if not ranks.many:
+        yield
+        return
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        if ranks.local_rank >= torch.cuda.device_count():
+            raise ResourceError(
+                f"rank {ranks.local_rank} of this machine has no GPU of its own ({torch.cuda.device_count()} here); start as "
+                "many ranks as there are GPUs, or use --device cpu"
+            )
+        torch.cuda.set_device(ranks.local_rank)
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160]
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ResourceError(f"the ranks do not find each other at {address}: {reason}") from None
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def parallelised(loss: nn.Module, blocks: list[nn.Module], how: Parallel, ranks: Ranks, compute: Compute) -> nn.Module:
+    """The module to call instead of `loss`. Gradients are summed over ranks: each adds its share of the mean over the batch.
+
+    ddp: each rank holds everything, and gradients are added up while the backward pass runs. fsdp: parameters, gradients and
+    optimiser state are spread over the ranks, block by block (FSDP2, `fully_shard`).
+    """
+    if not ranks.many:
+        return loss
+    if how == "ddp":
+        with warnings.catch_warnings():  # the option's new name is not in every release that we support
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped.register_comm_hook(None, _sum_of_ranks)
+        return wrapped
+    mesh = device_mesh.init_device_mesh(compute.device.type, (ranks.world_size,))
+    precision = fsdp.MixedPrecisionPolicy(
+        param_dtype=None if compute.dtype == torch.float32 else compute.dtype, reduce_dtype=torch.float32
+    )
+    for module in (*blocks, loss):
+        fsdp.fully_shard(module, mesh=mesh, mp_policy=precision)
+        assert isinstance(module, fsdp.FSDPModule)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    return loss
+
+
+def _sum_of_ranks(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
+    work = distributed.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+@contextmanager
+def gradients_stay_here(module: nn.Module, stay: bool) -> Iterator[None]:
+    """For a micro-batch that is not the last of its step: its gradients are not yet sent to the other ranks."""
+    how: AbstractContextManager[Any] = nullcontext()
+    if isinstance(module, DistributedDataParallel) and stay:
+        how = module.no_sync()
+    elif isinstance(module, fsdp.FSDPModule):
+        module.set_requires_gradient_sync(not stay)
+    with how:
+        yield
+
+
+def whole(values: Tensor) -> Tensor:
+    """A tensor that may be spread over the ranks, in one piece on each."""
+    return values.full_tensor() if isinstance(values, tensor.DTensor) else values
