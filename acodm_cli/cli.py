@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -11,6 +12,7 @@ import typer
 
 from acodm_cli import __version__
 from acodm_cli.config import (
+    CHANGEABLE,
     DEFAULT_ALIGNMENT_ROTATION,
     DEFAULT_ALIGNMENT_SIZE,
     DEFAULT_BATCH,
@@ -20,12 +22,14 @@ from acodm_cli.config import (
     DEFAULT_STEPS,
     AgentPreset,
     ApplyMode,
+    Compile,
     Estimator,
+    Parallel,
     Prior,
     ReplayAlignment,
     RunSettings,
 )
-from acodm_cli.errors import AcodmError, UsageError
+from acodm_cli.errors import AcodmError, ResourceError, UsageError
 
 app = typer.Typer(
     name="acodm",
@@ -80,6 +84,26 @@ LearningRate = Annotated[
 ]
 Device = Annotated[str, _option("--device", "auto, cpu, cuda or cuda:N.", TRAINING)]
 Dtype = Annotated[str, _option("--dtype", "auto (bf16 on CUDA, else fp32), bf16 or fp32.", TRAINING)]
+NumRanks = Annotated[
+    Optional[int],  # noqa: UP045
+    _option("--nproc", "Start so many ranks on this machine; as torchrun --nproc-per-node does.", TRAINING, min=1),
+]
+ParallelOption = Annotated[
+    Parallel,
+    _option("--parallel", "With many ranks: ddp (each holds the model) or fsdp (each holds a shard of it).", TRAINING),
+]
+CompileOption = Annotated[
+    Compile, _option("--compile", "torch.compile of the transformer blocks. auto: on CUDA.", TRAINING)
+]
+ActivationCheckpointing = Annotated[
+    bool,
+    _option("--activation-checkpointing", "Less memory for a third more computation.", TRAINING),
+]
+SkipNonfinite = Annotated[
+    int,
+    _option("--skip-nonfinite", "Pass over so many steps whose loss or gradient is not finite.", TRAINING, min=0),
+]
+KeepCheckpoints = Annotated[int, _option("--keep-checkpoints", "So many of the newest are kept.", FILES, min=1)]
 ValidateEvery = Annotated[
     int | None,
     _option("--validate-every", "Steps between validations. Default: a tenth of the run.", TRAINING, min=1),
@@ -146,6 +170,11 @@ def proxy_train(
     ] = DEFAULT_SEED,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    nproc: NumRanks = None,
+    parallel: ParallelOption = "ddp",
+    compile: CompileOption = "auto",
+    activation_checkpointing: ActivationCheckpointing = False,
+    skip_nonfinite: SkipNonfinite = 0,
     validate_every: ValidateEvery = None,
     validation_sequences: ValidationSequences = 16,
     prior: Annotated[
@@ -167,13 +196,14 @@ def proxy_train(
         Optional[str], _option("--save-model", "Keep the proxy too, as a Hugging Face folder.", FILES)  # noqa: UP045
     ] = None,
     checkpoint_every: CheckpointEvery = None,
+    keep_checkpoints: KeepCheckpoints = 2,
     resume: Resume = False,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Learn a mixture policy on a small model and export it as a schedule."""
     settings = _settings(context, "proxy-train", out, resume, agent_option)
-    if settings is None:
+    if settings is None or _ran_in_ranks(nproc):
         return
     from acodm_cli.commands.proxy_train import run_proxy_train
 
@@ -226,6 +256,11 @@ def apply(
     seed: Annotated[int, _option("--seed", "Default: the schedule's.", TRAINING, min=0, max=2**31 - 1)] = DEFAULT_SEED,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    nproc: NumRanks = None,
+    parallel: ParallelOption = "ddp",
+    compile: CompileOption = "auto",
+    activation_checkpointing: ActivationCheckpointing = False,
+    skip_nonfinite: SkipNonfinite = 0,
     validate_every: ValidateEvery = None,
     validation_sequences: ValidationSequences = 16,
     agent: Agent = "default",
@@ -241,13 +276,14 @@ def apply(
         Optional[str], _option("--save-model", "Folder for the trained model. Default: beside --out.", FILES)  # noqa: UP045
     ] = None,
     checkpoint_every: CheckpointEvery = None,
+    keep_checkpoints: KeepCheckpoints = 2,
     resume: Resume = False,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a target model with a learned policy or schedule, or online without one."""
     settings = _settings(context, "apply", out, resume, agent_option)
-    if settings is None:
+    if settings is None or _ran_in_ranks(nproc):
         return
     from acodm_cli.commands.apply import run_apply
 
@@ -297,16 +333,30 @@ def _resumed_settings(context: typer.Context, values: dict[str, Any], out: Path)
         return None
     settings = files.resumable_settings()
     stored = settings.to_json()
+    changes = {}
     if stored["command"] != values["command"]:
         raise UsageError(f"the unfinished run of {out} is of acodm {stored['command']}; resume it with that command")
     renamed = {"agent_option": "agent_options"}
     for name in (renamed.get(name, name) for name in _explicit(context)):
-        if name in values and values[name] != stored[name]:
+        if name in CHANGEABLE:
+            changes[name] = values[name]
+        elif name in values and values[name] != stored[name]:
             raise UsageError(
                 f"--{name.replace('_', '-')} {values[name]} differs from the unfinished run's {stored[name]}; leave it out, "
                 "or start over with --force"
             )
-    return settings
+    return replace(settings, **changes)
+
+
+def _ran_in_ranks(nproc: int | None) -> bool:
+    """--nproc: whether this process was to start ranks, which are done now. It ends as they did."""
+    if nproc is None or nproc == 1:
+        return False
+    from acodm_cli.commands.launch import run_ranks
+
+    if code := run_ranks(nproc, sys.argv[1:]):
+        raise typer.Exit(code)
+    return True
 
 
 def _pairs(flag: str, options: list[str] | None) -> dict[str, str] | None:
@@ -339,5 +389,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> int:
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    if rank != "0":
+        if code != ResourceError.exit_code:  # what all ranks know, the first one says
+            return code
+        message = f"rank {rank}: {message}"
     print("error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
     return code

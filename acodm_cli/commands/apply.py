@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from acodm_cli.commands.files import RunFiles
-from acodm_cli.commands.run import StopRequest, finish, prepare, resume, say_how_long, show_preflight, train
+from acodm_cli.commands.run import carry_out
 from acodm_cli.config import RunSettings
 from acodm_cli.display.progress import make_console
-from acodm_cli.display.summary import print_summary, print_title
 from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.schedule.schedule import Schedule
 
 
 def run_apply(settings: RunSettings, explicit: set[str], out: Path, resuming: bool, force: bool, dry: bool) -> None:
     """explicit: settings that the user gave; the others follow the schedule."""
-    console = make_console()
-    files = RunFiles(out)
     schedule = Schedule.read(Path(settings.schedule)) if settings.schedule else None
     if not resuming:
         settings = _complete(settings, explicit, schedule)
-        if not dry:
-            files.check(settings, force)
-    with StopRequest().installed() as stop, nullcontext() if dry else files.locked():
-        run = prepare(settings, files, schedule, console)
-        print_title(console, run.info(), run.compute.label)
-        show_preflight(run, schedule, console)
-        if dry:
-            return
-        if resuming:
-            resume(run, console)
-        else:
-            files.begin(settings)
-        say_how_long(run, console)
-        train(run, stop, console)
-        record = finish(run)
-    print_summary(console, record)
+    if carry_out(settings, RunFiles(out), schedule, resuming, force, dry) is None:
+        return
     look = f"acodm inspect {settings.schedule or ''} {out}".replace("  ", " ")
-    console.print(f"\nmodel:       {settings.save_model}\nlook at it:  {look}", highlight=False, soft_wrap=True)
+    make_console().print(f"\nmodel:       {settings.save_model}\nlook at it:  {look}", highlight=False, soft_wrap=True)
     print(out)  # noqa: T201 - the result, for scripts
 
 

@@ -95,7 +95,23 @@ class RunFiles:
         for path in self._contents():
             if path.name != "lock":
                 path.unlink()
-        self.settings.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
+        self.write_settings(settings)
+
+    def write_settings(self, settings: RunSettings) -> None:
+        partial = self.folder / ".run.json.partial"
+        partial.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
+        partial.rename(self.settings)
+
+    def remove_left_over(self) -> None:
+        """What a process that was killed was writing. Needs the lock."""
+        for path in self.folder.glob(".*.partial"):
+            path.unlink()
+        for path in self.out.parent.glob(f".{self.out.name}.*"):
+            path.unlink()
+
+    def remove(self) -> None:
+        """Of a run that is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def resumable_settings(self) -> RunSettings:
         """Raises UsageError if there is no unfinished run to continue."""

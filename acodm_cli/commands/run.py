@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,14 +27,15 @@ from acodm_cli.config import RunSettings
 from acodm_cli.corpus.corpus import Corpus, cache_folder, cached_bytes, open_corpus
 from acodm_cli.corpus.preflight import check_room, domain_uses
 from acodm_cli.corpus.readers import Fields
-from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay
-from acodm_cli.display.summary import print_preflight
-from acodm_cli.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay, make_console
+from acodm_cli.display.summary import print_preflight, print_summary, print_title
+from acodm_cli.engine.checkpoint import checkpoints, is_intact, load_checkpoint, save_checkpoint
 from acodm_cli.engine.device import Compute, choose_compute
+from acodm_cli.engine.distributed import Ranks, joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds, matmul_flops_per_second, training_flops
 from acodm_cli.engine.models import build_model, model_config, published_lr
 from acodm_cli.engine.trainer import Trainer, TrainSettings
-from acodm_cli.errors import AcodmError, Interrupted, ResourceError
+from acodm_cli.errors import AcodmError, Interrupted, ResourceError, UsageError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.policy import load_policy
 from acodm_cli.mixing.acodm.settings import agent_settings
@@ -48,9 +49,12 @@ LONG_RUN_SECONDS = 600
 MAX_LOGITS = {"cpu": 1 << 27, "cuda": 1 << 30}
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
 class StopRequest:
-    """SIGINT and SIGTERM: before training they stop at once; in training they let the step finish and be saved. A
-    second signal in training stops at once."""
+    """SIGINT, SIGTERM, and SIGUSR1, by which Slurm tells that time is running out: before training they stop at once; in
+    training they let the step finish and be saved. A second signal in training stops at once."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -58,7 +62,7 @@ class StopRequest:
 
     @contextmanager
     def installed(self) -> Iterator[StopRequest]:
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         try:
             yield self
         finally:
@@ -85,6 +89,7 @@ class Run:
     trainer: Trainer
     recorder: Recorder
     compute: Compute
+    ranks: Ranks
     parameters: int
 
     def info(self) -> dict[str, Any]:
@@ -121,20 +126,59 @@ class Run:
         }
 
 
-def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, console: Console) -> Run:
+def carry_out(
+    settings: RunSettings, files: RunFiles, schedule: Schedule | None, resuming: bool, force: bool, dry: bool
+) -> tuple[Run, Schedule] | None:
+    """A training command from its settings to its files. None: there is nothing to tell, on this rank or of a dry run.
+
+    schedule: the one to apply. resuming: settings are those of the run to continue.
+
+    Raises:
+        AcodmError: as the parts do. What was on disk is still there.
+    """
+    ranks = ranks_asked_for()
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest().installed())
+        stack.enter_context(joined(ranks, settings.device))
+        console = make_console(quiet=not ranks.is_first)
+        if not (resuming or dry):
+            ranks.first(lambda: files.check(settings, force))
+        if not dry:
+            ranks.first(lambda: stack.enter_context(files.locked()))
+        run = prepare(settings, files, schedule, console, ranks)
+        print_title(console, run.info(), run.compute.label)
+        show_preflight(run, schedule, console)
+        if dry:
+            return None
+        if resuming:
+            ranks.first(files.remove_left_over)
+            ranks.first(lambda: files.write_settings(settings))
+            resume(run, console)
+        else:
+            ranks.first(lambda: files.begin(settings))
+        say_how_long(run, console)
+        train(run, stop, console)
+        written = finish(run)
+        if written is None:
+            return None
+        print_summary(console, written)
+        return run, written
+
+
+def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, console: Console, ranks: Ranks) -> Run:
     """Open the corpus, build model, mixer and trainer; nothing is trained yet.
 
     Raises:
         UsageError, ScheduleError, ResourceError: what was asked for does not exist or fit.
     """
-    compute = choose_compute(settings.device, settings.dtype)
+    if settings.batch % ranks.world_size:
+        raise UsageError(
+            f"--batch {settings.batch} cannot be shared by {ranks.world_size} ranks; give a multiple of {ranks.world_size}"
+        )
+    compute = choose_compute(settings.device, settings.dtype, ranks.local_rank if ranks.many else None)
     # An unknown model is found out before minutes of tokenisation.
     model_config(settings.model, 128, settings.seq_len)
-    with PreparationDisplay(console) as on_progress:
-        corpus_fields = Fields(settings.text_field, settings.domain_field)
-        corpus = open_corpus(
-            settings.data, settings.tokenizer, settings.cache_dir, on_progress, corpus_fields, settings.domain_tokens
-        )
+    corpus = ranks.in_turn(lambda: _open_corpus(settings, console))
     if schedule is not None:
         corpus = corpus.in_order_of(schedule.domains, settings.map)
         _warn_of_other_tokenizer(schedule, corpus, console)
@@ -144,13 +188,26 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
     config.eos_token_id = corpus.tokenizer.end_of_document
     prior_K = _prior(settings, corpus, schedule)
     mixer = _make_mixer(settings, corpus, prior_K, schedule)
+    # A sharded model is built on the host: only its shard has to fit the device.
+    sharded = ranks.many and settings.parallel == "fsdp"
     with memory_errors(settings):
-        model = build_model(config, settings.seed, compute.device)
+        model = build_model(config, settings.seed, torch.device("cpu") if sharded else compute.device)
+        if settings.activation_checkpointing:
+            model.gradient_checkpointing_enable()  # type: ignore[operator]
         probe = _make_probe(settings, model, len(corpus.names), compute) if mixer.needs_gram else None
-        trainer = Trainer(model, corpus, mixer, _train_settings(settings, config.vocab_size, compute), compute, probe)
+        train_settings = _train_settings(settings, config.vocab_size, compute, ranks)
+        trainer = Trainer(model, corpus, mixer, train_settings, compute, probe, ranks, settings.parallel)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recorder = Recorder(corpus.names)
-    return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, parameters)
+    return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, ranks, parameters)
+
+
+def _open_corpus(settings: RunSettings, console: Console) -> Corpus:
+    with PreparationDisplay(console) as on_progress:
+        fields = Fields(settings.text_field, settings.domain_field)
+        return open_corpus(
+            settings.data, settings.tokenizer, settings.cache_dir, on_progress, fields, settings.domain_tokens
+        )
 
 
 def _warn_of_other_tokenizer(schedule: Schedule, corpus: Corpus, console: Console) -> None:
@@ -193,11 +250,11 @@ def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule:
     return ReplayMixer(schedule.weights_SK, schedule.tokens_S.astype(np.float64), settings.replay_by)
 
 
-def _train_settings(settings: RunSettings, vocab_size: int, compute: Compute) -> TrainSettings:
+def _train_settings(settings: RunSettings, vocab_size: int, compute: Compute, ranks: Ranks) -> TrainSettings:
     return TrainSettings(
         steps=settings.steps,
         batch=settings.batch,
-        micro_batch=settings.micro_batch or _automatic_micro_batch(settings, vocab_size, compute),
+        micro_batch=settings.micro_batch or _automatic_micro_batch(settings, vocab_size, compute, ranks),
         seq_len=settings.seq_len,
         lr=settings.lr or published_lr(settings.model),
         lr_warmup=settings.lr_warmup,
@@ -207,14 +264,16 @@ def _train_settings(settings: RunSettings, vocab_size: int, compute: Compute) ->
         validate_every=settings.resolved_validate_every(),
         validation_sequences=settings.validation_sequences,
         max_epochs=settings.max_epochs,
+        skip_nonfinite=settings.skip_nonfinite,
     )
 
 
-def _automatic_micro_batch(settings: RunSettings, vocab_size: int, compute: Compute) -> int:
-    """The fewest equal parts of the batch whose logits stay within bounds."""
+def _automatic_micro_batch(settings: RunSettings, vocab_size: int, compute: Compute, ranks: Ranks) -> int:
+    """The fewest equal parts of a rank's share of the batch whose logits stay within bounds."""
     most = max(1, MAX_LOGITS[compute.device.type] // (settings.seq_len * vocab_size))
-    parts = -(-settings.batch // most)
-    return -(-settings.batch // parts)
+    share = settings.batch // ranks.world_size
+    parts = -(-share // most)
+    return -(-share // parts)
 
 
 def _make_probe(settings: RunSettings, model: nn.Module, num_domains: int, compute: Compute) -> GradientProbe:
@@ -295,25 +354,40 @@ def show_preflight(run: Run, schedule: Schedule | None, console: Console) -> Non
 
 
 def resume(run: Run, console: Console) -> None:
-    """Continue from the newest checkpoint, if there is one."""
-    found = checkpoints(run.files.folder)
-    if not found:
+    """Continue from the newest checkpoint, if there is one.
+
+    Raises:
+        AcodmError: none can be read.
+        UsageError: the corpus is not the one that the run began with.
+    """
+    path = run.ranks.shared(lambda: _newest_intact(run.files.folder, console))
+    if path is None:
         console.print("no checkpoint yet; starting from the beginning", highlight=False)
         return
-    state = _newest_intact(found, console)
+    state = load_checkpoint(path, mapped=run.ranks.many)
+    if state["corpus"] != run.corpus.fingerprint:
+        raise UsageError(
+            f"the corpus has changed since the run of {run.files.out} began; restore it, or start over with --force"
+        )
     run.trainer.load_state_dict(state["trainer"])
     run.recorder.load_state_dict(state["recorder"])
     console.print(f"resumed at step {run.trainer.step} of {run.settings.steps}", highlight=False)
 
 
-def _newest_intact(found: list[Path], console: Console) -> dict[str, Any]:
-    """Raises AcodmError if no checkpoint can be read."""
+def _newest_intact(folder: Path, console: Console) -> Path | None:
+    """None if there is none at all. Raises AcodmError if all are damaged."""
+    found = checkpoints(folder)
     for path in reversed(found):
-        try:
-            return load_checkpoint(path)
-        except AcodmError as error:
-            console.print(f"warning: {error}; trying the one before", highlight=False, soft_wrap=True)
-    raise AcodmError(f"no checkpoint in {found[-1].parent} can be read; start over with --force")
+        if is_intact(path):
+            return path
+        console.print(
+            f"warning: checkpoint {path} is damaged (its content is not what was written); trying the one before",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if found:
+        raise AcodmError(f"no checkpoint in {folder} can be read; start over with --force")
+    return None
 
 
 def train(run: Run, stop: StopRequest, console: Console) -> None:
@@ -327,35 +401,52 @@ def train(run: Run, stop: StopRequest, console: Console) -> None:
     stop.in_training = True
     with display, memory_errors(run.settings):
         for event in run.trainer.steps():
-            run.recorder.add(event)
-            display.show(event)
+            if run.ranks.is_first:
+                run.recorder.add(event)
+                display.show(event)
             finished = event.step == run.settings.steps
-            stopping = stop.signal_number is not None
+            signal_number = run.ranks.largest(stop.signal_number or 0)
             # The last checkpoint is for what may still fail: saving the model or the schedule.
-            if finished or stopping or event.step % every == 0:
-                state = {"trainer": run.trainer.state_dict(), "recorder": run.recorder.state_dict()}
-                save_checkpoint(run.files.folder, event.step, state)
-            if stop.signal_number is not None and not finished:
+            if finished or signal_number or event.step % every == 0:
+                save(run)
+            if signal_number and not finished:
                 raise Interrupted(
                     f"stopped at step {event.step} of {run.settings.steps}, state saved; continue with: "
                     f"acodm {run.settings.command} --out {run.files.out} --resume",
-                    stop.signal_number,
+                    signal_number,
                 )
 
 
-def finish(run: Run) -> Schedule:
-    """Write the model (if asked for) and the schedule, then remove the checkpoints."""
-    if run.settings.save_model:
-        save_model(run.trainer.model, run.corpus, Path(run.settings.save_model))
-    policy = run.mixer.policy_bytes(run.corpus.names) if isinstance(run.mixer, AcOdmLearner) else None
-    schedule = run.recorder.schedule(run.info(), policy)
-    schedule.write(run.files.out)
-    shutil.rmtree(run.files.folder, ignore_errors=True)
-    return schedule
+def save(run: Run) -> None:
+    """A checkpoint. Raises AcodmError if it cannot be written."""
+    state = {
+        "trainer": run.trainer.state_dict(),
+        "recorder": run.recorder.state_dict(),
+        "corpus": run.corpus.fingerprint,
+    }
+    folder, keep = run.files.folder, run.settings.keep_checkpoints
+    run.ranks.first(lambda: save_checkpoint(folder, run.trainer.step, state, keep))
 
 
-def save_model(model: nn.Module, corpus: Corpus, folder: Path) -> None:
-    """A standard Hugging Face checkpoint folder with its tokenizer; complete or not there at all.
+def finish(run: Run) -> Schedule | None:
+    """Write the model (if asked for) and the schedule, then remove the checkpoints. Returns the schedule on the first rank."""
+    folder = run.settings.save_model
+    weights = run.trainer.model_state() if folder else {}
+
+    def write() -> Schedule:
+        if folder:
+            save_model(run.trainer.model, weights, run.corpus, Path(folder))
+        policy = run.mixer.policy_bytes(run.corpus.names) if isinstance(run.mixer, AcOdmLearner) else None
+        schedule = run.recorder.schedule(run.info(), policy)
+        schedule.write(run.files.out)
+        run.files.remove()
+        return schedule
+
+    return run.ranks.first(write)
+
+
+def save_model(model: nn.Module, weights: dict[str, Any], corpus: Corpus, folder: Path) -> None:
+    """A standard Hugging Face checkpoint folder with its tokenizer; complete or not there at all. weights: the whole model's.
 
     Raises:
         AcodmError: it could not be written.
@@ -365,7 +456,7 @@ def save_model(model: nn.Module, corpus: Corpus, folder: Path) -> None:
     transformers.utils.logging.disable_progress_bar()  # it would be drawn into our own display
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
     try:
-        model.save_pretrained(partial)  # type: ignore[operator]
+        model.save_pretrained(partial, state_dict=weights)  # type: ignore[operator]
         end = corpus.tokenizer.backend.id_to_token(corpus.tokenizer.end_of_document)
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=corpus.tokenizer.backend, eos_token=end)
         tokenizer.save_pretrained(partial)

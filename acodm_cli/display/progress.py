@@ -160,6 +160,6 @@ class TrainingDisplay:
         return Group(self.progress, Text(self._figures(event)), table)
 
 
-def make_console() -> Console:
+def make_console(quiet: bool = False) -> Console:
     """Progress, hints and errors go to stderr."""
-    return Console(file=sys.stderr, soft_wrap=False)
+    return Console(file=sys.stderr, soft_wrap=False, quiet=quiet, force_terminal=False if quiet else None)

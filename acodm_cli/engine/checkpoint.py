@@ -16,7 +16,6 @@ import torch
 from acodm_cli.errors import AcodmError
 
 CHECKPOINT_VERSION = 1
-KEEP = 2
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 
@@ -27,8 +26,9 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write to a temporary name, flush to disk, rename: a reader finds a complete checkpoint or none.
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write to a temporary name, flush to disk, rename: a reader finds a complete checkpoint or none. Then all but the newest
+    `keep` are removed.
 
     Raises:
         AcodmError: it could not be written; earlier checkpoints are untouched.
@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise AcodmError(f"cannot write a checkpoint in {folder}: {reason}; earlier checkpoints are kept") from None
-    for old in checkpoints(folder)[:-KEEP]:
+    for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path
 
@@ -56,17 +56,27 @@ def _content_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises AcodmError if the file is damaged or of another version."""
+def is_intact(path: Path) -> bool:
+    """Whether its content is what was written."""
     name = _NAME.fullmatch(path.name)
     assert name is not None
     try:
-        if _content_hash(path) != name[2]:
-            raise ValueError("its content is not what was written")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return _content_hash(path) == name[2]
+    except OSError:
+        return False
+
+
+def load_checkpoint(path: Path, mapped: bool) -> dict[str, Any]:
+    """mapped: leave tensors in the file until they are used; each of many ranks takes but its share of them.
+
+    Raises:
+        AcodmError: it cannot be read, or is of another version.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch.load raises whatever its parsers do
         reason = str(error).splitlines()[0][:120]
-        raise AcodmError(f"checkpoint {path} is damaged ({reason})") from None
+        raise AcodmError(f"checkpoint {path} cannot be read ({reason}); start over with --force") from None
     if state.get("version") != CHECKPOINT_VERSION:
         raise AcodmError(f"checkpoint {path} has version {state.get('version')!r}, expected {CHECKPOINT_VERSION}")
     return state

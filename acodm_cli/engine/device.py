@@ -30,8 +30,8 @@ class Compute:
         return f"{name}, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}"
 
 
-def choose_compute(device: str, dtype: str) -> Compute:
-    """`auto`: CUDA with bf16 where there is a GPU, else the CPU with fp32.
+def choose_compute(device: str, dtype: str, local_rank: int | None = None) -> Compute:
+    """`auto`: CUDA with bf16 where there is a GPU, else the CPU with fp32. local_rank: the GPU of a rank, None for the first.
 
     Raises:
         UsageError: not a device or dtype.
@@ -49,6 +49,8 @@ def choose_compute(device: str, dtype: str) -> Compute:
         raise UsageError(f"--device {device}: use auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ResourceError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", local_rank or 0)
     if dtype == "auto":
         dtype = "bf16" if chosen.type == "cuda" else "fp32"
     return Compute(chosen, DTYPES[dtype])

@@ -56,6 +56,17 @@ class Ranks:
         """
         return self._together(work if self.is_first else None)
 
+    def shared(self, work: Callable[[], T]) -> T:
+        """Done on the first rank; all get what it gave.
+
+        Raises:
+            AcodmError: what work raised.
+        """
+        result = [self.first(work)]
+        if self.many:
+            distributed.broadcast_object_list(result)
+        return result[0]  # type: ignore[return-value]
+
     def in_turn(self, work: Callable[[], T]) -> T:
         """The first rank, then the first of every other machine, then the rest: later ones find what earlier ones have cached.
 

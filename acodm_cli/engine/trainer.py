@@ -320,13 +320,17 @@ class Trainer:
         others take part, and get what is of no use."""
         fields = vars(self.observation)
         return {
-            "model": get_model_state_dict(self.model, options=_WHOLE),
+            "model": self.model_state(),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE),
             "mixer": self.mixer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "observation": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()},
             "skipped": self.skipped,
         }
+
+    def model_state(self) -> dict[str, Any]:
+        """As `state_dict`, of the model alone."""
+        return get_model_state_dict(self.model, options=_WHOLE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """On every rank, each of which takes its share. Of whatever number of ranks the state is."""

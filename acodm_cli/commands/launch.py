@@ -1,0 +1,91 @@
+"""`--nproc N`: N ranks on this machine, as children of this process. What torchrun does, with our own exit codes and errors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import FrameType
+
+from acodm_cli.errors import UsageError
+
+# When a rank has failed, how long the others have to notice and to say why.
+GRACE_SECONDS = 15.0
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+
+
+def run_ranks(count: int, arguments: list[str]) -> int:
+    """Runs `acodm arguments` (less --nproc) in `count` ranks. Signals go on to them. Returns the exit code of the run.
+
+    Raises:
+        UsageError: this process is a rank itself.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("--nproc starts ranks, and this is one already (WORLD_SIZE is set); leave one of the two out")
+    arguments = _without_nproc(arguments)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # As torchrun does: ranks that each take all cores would be in each other's way.
+    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "acodm_cli", *arguments],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,  # a terminal's Ctrl-C reaches them through us, once
+            preexec_fn=_end_with_parent,
+        )
+        for rank in range(count)
+    ]
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    previous = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        return _wait(ranks)
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+    """The first rank's exit code, or if it ended well that of the first that did not."""
+    deadline = None
+    while any(rank.poll() is None for rank in ranks):
+        if deadline is None and any(rank.poll() for rank in ranks):
+            deadline = time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    codes = [code for rank in ranks if (code := rank.poll())]
+    # A rank that a signal killed has a negative code; the shell's convention is 128 + signal.
+    return 0 if not codes else codes[0] if codes[0] > 0 else 128 - codes[0]
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    left, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--nproc":
+            skip = True
+        elif not argument.startswith("--nproc="):
+            left.append(argument)
+    return left
+
+
+def _end_with_parent() -> None:
+    """In the child: when we are killed, it is asked to stop, and saves. Linux only; elsewhere it runs on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)

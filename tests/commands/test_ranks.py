@@ -1,0 +1,91 @@
+"""Two ranks on a CPU do what one process does, and continue each other's runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from acodm_cli.schedule.schedule import Schedule
+from tests.commands.conftest import start_acodm
+from tests.commands.test_interruption import stop_at_step
+
+STEPS = 30
+
+
+def run(*arguments: object) -> str:
+    process = start_acodm(*arguments)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def alone(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    run("proxy-train", "--steps", STEPS, "--save-model", folder / "model", "--out", folder / "a.parquet", *small)
+    return folder
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """But for the order in which floating-point numbers were added up."""
+    a, b = Schedule.read(found), Schedule.read(expected)
+    assert np.array_equal(a.per_domain["samples"], b.per_domain["samples"])
+    assert np.abs(a.weights_SK - b.weights_SK).max() < 1e-4
+    assert np.nanmax(np.abs(a.per_domain["validation_loss"] - b.per_domain["validation_loss"])) < 1e-4
+    assert np.abs(a.per_step["train_loss"] - b.per_step["train_loss"]).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_equal_one_process(parallel: str, alone: Path, small: list[object], tmp_path: Path) -> None:
+    out, model = tmp_path / "a.parquet", tmp_path / "model"
+    how = ["--steps", STEPS, "--micro-batch", 2, "--save-model", model, "--nproc", 2, "--parallel", parallel]
+    said = run("proxy-train", *how, "--out", out, *small)
+    assert len(re.findall("^step 30/30", said, re.MULTILINE)) == 1  # one rank speaks
+    assert_same_run(out, alone / "a.parquet")
+    expected, found = (load_file(folder / "model.safetensors") for folder in (alone / "model", model))
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert np.abs(found[name] - values).max() < 1e-3, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_two(
+    parallel: str, alone: Path, small: list[object], tmp_path: Path
+) -> None:
+    out = tmp_path / "a.parquet"
+    how = ["proxy-train", "--steps", STEPS, "--nproc", 2, "--parallel", parallel, *small]
+    code, said = stop_at_step(12, signal.SIGTERM, *how, "--out", out)
+    assert code == 143, said
+    stopped = re.search(r"stopped at step (\d+) of 30", said)
+    assert stopped is not None
+    shutil.copytree(tmp_path / "a.run", tmp_path / "b.run")
+    assert f"resumed at step {stopped[1]} of" in run("proxy-train", "--out", out, "--resume")
+    assert f"resumed at step {stopped[1]} of" in run(
+        "proxy-train", "--out", tmp_path / "b.parquet", "--resume", "--nproc", 2
+    )
+    for name in ("a", "b"):
+        assert_same_run(tmp_path / f"{name}.parquet", alone / "a.parquet")
+
+
+def test_errors_of_ranks_are_one_line(small: list[object], tmp_path: Path) -> None:
+    for options, code, message in (
+        (["--batch", 7], 2, "--batch 7 cannot be shared by 2 ranks; give a multiple of 2"),
+        (["--model", "pythia-160"], 2, "unknown model 'pythia-160'; did you mean pythia-160m?"),
+        (["--out", tmp_path / "no" / "a.parquet"], 2, f"cannot write in {tmp_path / 'no'}"),
+        (["--data", tmp_path / "no"], 2, f"--data {tmp_path / 'no'} does not exist"),
+    ):
+        process = start_acodm("proxy-train", "--out", tmp_path / "a.parquet", *small, "--nproc", 2, *options)
+        _, said = process.communicate(timeout=120)
+        errors = [line for line in said.splitlines() if line.strip()]
+        assert process.returncode == code, said
+        assert len(errors) == 1, said
+        assert message in errors[0]
+    assert not list(tmp_path.iterdir())
