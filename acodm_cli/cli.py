@@ -329,6 +329,7 @@ def _resumed_settings(context: typer.Context, values: dict[str, Any], out: Path)
 
     files = RunFiles(out)
     if out.exists() and not files.settings.is_file():
+        files.remove_left_over()
         print(f"{out} is complete; nothing to resume", file=sys.stderr)  # noqa: T201
         return None
     settings = files.resumable_settings()

@@ -102,16 +102,26 @@ class RunFiles:
         partial.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
         partial.rename(self.settings)
 
-    def remove_left_over(self) -> None:
-        """What a process that was killed was writing. Needs the lock."""
-        for path in self.folder.glob(".*.partial"):
-            path.unlink()
-        for path in self.out.parent.glob(f".{self.out.name}.*"):
-            path.unlink()
+    def remove_left_over(self, save_model: str | None = None) -> None:
+        """What processes that were killed were writing or removing. Needs the lock, or a run that is complete."""
+        model = Path(save_model) if save_model else None
+        left = [*self.folder.glob(".*.partial"), *self.out.parent.glob(f".{self.out.name}.*"), self._done]
+        left += model.parent.glob(f".{model.name}.*") if model else []
+        for path in left:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Of a run that is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Of a run that is complete. At once, by a new name: half of it would look like a run to resume."""
+        shutil.rmtree(self._done, ignore_errors=True)
+        self.folder.rename(self._done)
+        shutil.rmtree(self._done, ignore_errors=True)
+
+    @property
+    def _done(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.done")
 
     def resumable_settings(self) -> RunSettings:
         """Raises UsageError if there is no unfinished run to continue."""

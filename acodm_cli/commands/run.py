@@ -151,7 +151,7 @@ def carry_out(
         if dry:
             return None
         if resuming:
-            ranks.first(files.remove_left_over)
+            ranks.first(lambda: files.remove_left_over(settings.save_model))
             ranks.first(lambda: files.write_settings(settings))
             resume(run, console)
         else:

@@ -8,6 +8,7 @@ Device tensors go over NCCL, host tensors over gloo: what the ranks tell each ot
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -163,7 +164,9 @@ def joined(ranks: Ranks, device: str) -> Iterator[None]:
         raise ResourceError(f"the ranks do not find each other at {address}: {reason}") from None
     try:
         yield
+        distributed.barrier()
     finally:
+        gc.collect()
         distributed.destroy_process_group()
 
 

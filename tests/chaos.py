@@ -1,0 +1,138 @@
+"""Kills a run with SIGKILL again and again, at random moments and in the middle of writes, and resumes it each time.
+
+    python -m tests.chaos --command proxy-train --kills 50
+    python -m tests.chaos --command apply --kills 50
+
+At the end its files must be those of a run that nobody disturbed, bit for bit, and nothing else may lie about. A moment is: some
+time after a step; a checkpoint being written; the model or the schedule being written, when all steps are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from tests.conftest import DOMAINS, generate_documents, write_corpus
+
+MOMENTS = ("step", "checkpoint", "end")
+LONGEST_LIFE = 0.6
+
+
+def prepare(folder: Path) -> list[str]:
+    """A small corpus and tokenizer; options of a run that takes seconds."""
+    data = write_corpus(folder / "corpus")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([text for d in DOMAINS for text in generate_documents(d, 40, 0)], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    corpus = ["--data", str(data), "--tokenizer", str(folder / "tokenizer.json"), "--cache-dir", str(folder / "cache")]
+    return [*corpus, "--seq-len", "32", "--batch", "8", "--validation-sequences", "2", "--device", "cpu"]
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "acodm_cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+
+
+def finish(*arguments: object) -> None:
+    process = start(*arguments)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+
+
+def is_written(folder: Path, moment: str) -> bool:
+    """Whether something of that kind is being written now."""
+    if moment == "checkpoint":
+        return any((folder / "a.run").glob(".step-*.partial"))
+    return any(folder.glob(".a.*"))
+
+
+def kill_once(process: subprocess.Popen[str], folder: Path, moment: str, life: float) -> bool:
+    """Kill the process at the moment. False: it was done before that."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith("step "):
+            break
+        if line.startswith("resumed at") and moment == "end":
+            break
+    if moment == "step":
+        time.sleep(life)
+    else:
+        while process.poll() is None and not is_written(folder, moment):
+            pass
+    process.send_signal(signal.SIGKILL)
+    said += process.stderr.read()
+    code = process.wait()
+    assert code in (0, -signal.SIGKILL), said
+    return code != 0
+
+
+def chaos(command: str, kills: int, steps: int, seed: int, folder: Path) -> Counter[str]:
+    """Returns how often the run was killed at which moment. Raises AssertionError if anything is other than undisturbed."""
+    generator = random.Random(seed)
+    options = prepare(folder)
+    calm, wild = folder / "calm", folder / "wild"
+    how = [command, "--steps", str(steps), "--checkpoint-every", "1", *options]
+    if command == "apply":
+        schedule = folder / "schedule.parquet"
+        finish("proxy-train", "--steps", 20, "--out", schedule, *options)
+        how += ["--schedule", str(schedule), "--mode", "replay", "--model", "pythia-14m"]
+    for place in (calm, wild):
+        place.mkdir()
+    finish(*how, "--save-model", calm / "a.model", "--out", calm / "a.parquet")
+    killed: Counter[str] = Counter()
+    at_end = kills // 5
+    first = True
+    while killed.total() < kills:
+        moment = generator.choice(MOMENTS[:2]) if killed.total() < kills - at_end else "end"
+        what = [*how, "--save-model", wild / "a.model"] if first else [command, "--resume"]
+        process = start(*what, "--out", wild / "a.parquet")
+        if not kill_once(process, wild, moment, generator.uniform(0, LONGEST_LIFE)):
+            break
+        killed[moment] += 1
+        first = first and not (wild / "a.run" / "run.json").is_file()
+        print(f"killed {killed.total()} of {kills} ({moment})", flush=True)
+    finish(command, "--resume", "--out", wild / "a.parquet")
+    found, expected = (
+        {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        for place in (wild, calm)
+    )
+    assert sorted(found) == sorted(expected), (sorted(found), sorted(expected))
+    for name, content in expected.items():
+        assert found[name] == content, f"{name} differs"
+    return killed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--command", choices=("proxy-train", "apply"), default="proxy-train")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        killed = chaos(options.command, options.kills, options.steps, options.seed, Path(folder))
+    moments = ", ".join(f"{count} at {moment}" for moment, count in killed.items())
+    print(f"{options.command}: killed {killed.total()} times ({moments}), {time.monotonic() - started:.0f} s")
+    print("schedule, model and every other file are those of the undisturbed run, and nothing is left over")
+
+
+if __name__ == "__main__":
+    main()
