@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import tempfile
@@ -33,7 +32,8 @@ from acodm_cli.engine.checkpoint import checkpoints, is_intact, load_checkpoint,
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks, joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds, matmul_flops_per_second, training_flops
-from acodm_cli.engine.models import build_model, model_config, published_lr
+from acodm_cli.engine.memory import MemoryEstimate, estimate_memory, free_memory
+from acodm_cli.engine.models import PRESETS, build_model, model_config, published_lr
 from acodm_cli.engine.trainer import Trainer, TrainSettings
 from acodm_cli.errors import AcodmError, Interrupted, ResourceError, UsageError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
@@ -91,6 +91,7 @@ class Run:
     compute: Compute
     ranks: Ranks
     parameters: int
+    memory: MemoryEstimate
 
     def info(self) -> dict[str, Any]:
         """What the schedule file says about its run. Nothing of this machine: neither paths nor times."""
@@ -188,6 +189,7 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
     config.eos_token_id = corpus.tokenizer.end_of_document
     prior_K = _prior(settings, corpus, schedule)
     mixer = _make_mixer(settings, corpus, prior_K, schedule)
+    micro_batch, memory = _plan_memory(settings, config, compute, ranks)
     # A sharded model is built on the host: only its shard has to fit the device.
     sharded = ranks.many and settings.parallel == "fsdp"
     with memory_errors(settings):
@@ -195,11 +197,11 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
         if settings.activation_checkpointing:
             model.gradient_checkpointing_enable()  # type: ignore[operator]
         probe = _make_probe(settings, model, len(corpus.names), compute) if mixer.needs_gram else None
-        train_settings = _train_settings(settings, config.vocab_size, compute, ranks)
+        train_settings = _train_settings(settings, micro_batch)
         trainer = Trainer(model, corpus, mixer, train_settings, compute, probe, ranks, settings.parallel)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recorder = Recorder(corpus.names)
-    return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, ranks, parameters)
+    return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, ranks, parameters, memory)
 
 
 def _open_corpus(settings: RunSettings, console: Console) -> Corpus:
@@ -250,11 +252,11 @@ def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule:
     return ReplayMixer(schedule.weights_SK, schedule.tokens_S.astype(np.float64), settings.replay_by)
 
 
-def _train_settings(settings: RunSettings, vocab_size: int, compute: Compute, ranks: Ranks) -> TrainSettings:
+def _train_settings(settings: RunSettings, micro_batch: int) -> TrainSettings:
     return TrainSettings(
         steps=settings.steps,
         batch=settings.batch,
-        micro_batch=settings.micro_batch or _automatic_micro_batch(settings, vocab_size, compute, ranks),
+        micro_batch=micro_batch,
         seq_len=settings.seq_len,
         lr=settings.lr or published_lr(settings.model),
         lr_warmup=settings.lr_warmup,
@@ -268,12 +270,52 @@ def _train_settings(settings: RunSettings, vocab_size: int, compute: Compute, ra
     )
 
 
-def _automatic_micro_batch(settings: RunSettings, vocab_size: int, compute: Compute, ranks: Ranks) -> int:
-    """The fewest equal parts of a rank's share of the batch whose logits stay within bounds."""
-    most = max(1, MAX_LOGITS[compute.device.type] // (settings.seq_len * vocab_size))
+def _plan_memory(settings: RunSettings, config: Any, compute: Compute, ranks: Ranks) -> tuple[int, MemoryEstimate]:
+    """The micro-batch and what a run with it takes.
+
+    Not asked for: the fewest equal parts of a rank's share of the batch whose logits stay within bounds and that fit.
+
+    Raises:
+        ResourceError: it does not fit; with what would.
+    """
     share = settings.batch // ranks.world_size
-    parts = -(-share // most)
-    return -(-share // parts)
+    shards = ranks.world_size if settings.parallel == "fsdp" else 1
+
+    def estimate(micro_batch: int, checkpointing: bool, of: Any = config, shards: int = shards) -> MemoryEstimate:
+        return estimate_memory(of, micro_batch, micro_batch < share, settings.seq_len, compute, checkpointing, shards)
+
+    # Ranks that compute on the CPU of one machine share its memory.
+    free = free_memory(compute) // (ranks.world_size if compute.device.type == "cpu" else 1)
+    parts = -(-share // max(1, MAX_LOGITS[compute.device.type] // (settings.seq_len * config.vocab_size)))
+    micro_batch = settings.micro_batch or -(-share // parts)
+    found = estimate(micro_batch, settings.activation_checkpointing)
+    while found.total > free and micro_batch > 1 and settings.micro_batch is None:
+        micro_batch = -(-micro_batch // 2)
+        found = estimate(micro_batch, settings.activation_checkpointing)
+    if found.total <= free:
+        return micro_batch, found
+    message = (
+        f"{settings.model} takes about {_gib(found.total)} with --micro-batch {micro_batch}, and {_gib(free)} are free on "
+        f"{compute.label}; "
+    )
+    if estimate(1, settings.activation_checkpointing).total <= free:
+        raise ResourceError(message + "use a smaller --micro-batch, or leave it out")
+    if estimate(1, True).total <= free:
+        raise ResourceError(message + "use --activation-checkpointing")
+    many = next((n for n in (2, 4, 8, 16, 32, 64) if estimate(1, True, shards=n).total <= free), None)
+    advice = []
+    if many is not None and compute.device.type == "cuda":
+        advice.append(f"{many} GPUs with --parallel fsdp and --activation-checkpointing")
+    smaller = [n for n in PRESETS if n.startswith("pythia")]
+    fitting = [
+        n for n in smaller if estimate(1, False, model_config(n, config.vocab_size, settings.seq_len), 1).total <= free
+    ]
+    advice.append(f"a smaller model: {fitting[-1]} fits" if fitting else "a machine with more memory")
+    raise ResourceError(message + "use " + ", or ".join(advice))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _make_probe(settings: RunSettings, model: nn.Module, num_domains: int, compute: Compute) -> GradientProbe:
@@ -285,14 +327,11 @@ def _make_probe(settings: RunSettings, model: nn.Module, num_domains: int, compu
     else:
         sketch = SketchSettings(settings.alignment_size, settings.alignment_rotation)
         probe = SketchProbe(layers, num_domains, True, settings.seed, sketch)
-    if compute.device.type == "cuda":
-        free = torch.cuda.mem_get_info(compute.device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = free_memory(compute)
     if (needed := probe.bytes_needed(settings.batch)) > 0.6 * free:
         raise ResourceError(
-            f"{settings.alignment} per-domain gradients of these layers take {needed / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free; use --alignment sketch, fewer --alignment-layers, or a smaller model"
+            f"{settings.alignment} per-domain gradients of these layers take {_gib(needed)}, "
+            f"{_gib(free)} are free; use --alignment sketch, fewer --alignment-layers, or a smaller model"
         )
     return probe
 
@@ -349,7 +388,11 @@ def show_preflight(run: Run, schedule: Schedule | None, console: Console) -> Non
     print_preflight(console, uses, "schedule's" if follows else "prior")
     cache = cache_folder(s.cache_dir)
     console.print(
-        f"token cache {cache}: {cached_bytes(cache) / 1e6:,.0f} MB\n", highlight=False, soft_wrap=True, style="dim"
+        f"token cache {cache}: {cached_bytes(cache) / 1e6:,.0f} MB\n"
+        f"memory: about {_gib(run.memory.total)}, in micro-batches of {run.trainer.settings.micro_batch}\n",
+        highlight=False,
+        soft_wrap=True,
+        style="dim",
     )
 
 

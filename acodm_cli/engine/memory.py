@@ -1,0 +1,124 @@
+"""How much memory a run will take on each device, before anything of it is allocated.
+
+Activations are counted, not guessed: a fake forward pass (shapes without data) tells what autograd would keep.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from acodm_cli.engine.device import Compute
+from acodm_cli.engine.loss import CHUNK_BYTES
+
+FP32 = 4
+LIBRARIES_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes. weights, gradients, optimizer: of all parameters, or of this rank's shard. head: gradient of the unembedding.
+    activations: what the backward pass of a micro-batch needs. loss: pieces of logits. libraries: their workspaces.
+    accumulates: gradients of an earlier micro-batch are there when the next one begins."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    head: int
+    activations: int
+    loss: int
+    libraries: int
+    accumulates: bool
+
+    @property
+    def total(self) -> int:
+        """At the larger of two moments: the loss is done and the backward pass begins, or it ends and all gradients are there."""
+        begins = self.activations + self.loss + self.head + (self.gradients if self.accumulates else 0)
+        return self.weights + self.optimizer + self.libraries + max(begins, self.gradients)
+
+
+def estimate_memory(
+    config: Any,
+    micro_batch: int,
+    accumulates: bool,
+    seq_len: int,
+    compute: Compute,
+    checkpointing: bool = False,
+    shards: int = 1,
+) -> MemoryEstimate:
+    """Of a run with these micro-batches, its gradient probe and validation aside. checkpointing: of activations. shards: over how
+    many ranks weights, gradients and optimiser state are spread."""
+    weights, head, largest_block, activations = _count(config, micro_batch, seq_len, compute, checkpointing)
+    tokens, chunk = micro_batch * seq_len, CHUNK_BYTES[compute.device.type]
+    logits = min(chunk, FP32 * tokens * config.vocab_size)
+    # In bf16 the product, its copy in fp32 and the gradient in bf16.
+    copies = 1 if compute.dtype == torch.float32 else 2
+    # Of a sharded model, the embeddings and two blocks are in one piece at a time.
+    gathered = 0 if shards == 1 else 2 * (head + largest_block)
+    return MemoryEstimate(
+        weights=weights // shards + gathered,
+        gradients=weights // shards,
+        optimizer=2 * weights // shards,
+        head=head,
+        activations=activations,
+        loss=copies * logits + 2 * FP32 * tokens * config.hidden_size,
+        libraries=LIBRARIES_BYTES,
+        accumulates=accumulates,
+    )
+
+
+def _count(
+    config: Any, micro_batch: int, seq_len: int, compute: Compute, checkpointing: bool
+) -> tuple[int, int, int, int]:
+    """Bytes of (all weights, the unembedding, the largest block, activations that are kept)."""
+    import transformers
+
+    from acodm_cli.engine.models import transformer_blocks
+
+    kept: dict[int, tuple[Any, int]] = {}
+    with FakeTensorMode(), torch.device("cpu"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+        parameters = {p.untyped_storage()._cdata: p.numel() * FP32 for p in model.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in parameters:
+                kept[storage._cdata] = (storage, storage.nbytes())
+            return tensor
+
+        inputs_BT = torch.zeros(micro_batch, seq_len, dtype=torch.int64)
+        autocast = torch.autocast("cpu", compute.dtype, enabled=compute.dtype != torch.float32)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+            model.base_model(input_ids=inputs_BT, use_cache=False)
+        blocks = transformer_blocks(model)
+        largest_block = max(FP32 * sum(p.numel() for p in block.parameters()) for block in blocks)
+        head = FP32 * model.get_output_embeddings().weight.numel()
+    activations = sum(size for _, size in kept.values())
+    if checkpointing:  # the inputs of the blocks, and one block at a time
+        activations = len(blocks) * FP32 * micro_batch * seq_len * config.hidden_size + activations // len(blocks)
+    return sum(parameters.values()), head, largest_block, activations
+
+
+def free_memory(compute: Compute) -> int:
+    """Bytes that a run can still take: of the GPU, or of the machine and of the control group (as of a container or job)."""
+    if compute.device.type == "cuda":
+        return torch.cuda.mem_get_info(compute.device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        cached = next(
+            line for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file")
+        )
+        free = min(free, int(limit) - int(used) + int(cached.split()[1]))
+    except (OSError, ValueError, StopIteration):
+        pass  # not Linux, or no limit
+    return free
