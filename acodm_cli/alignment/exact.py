@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acodm_cli.alignment.probe import GradientProbe
+from acodm_cli.alignment.probe import GradientProbe, LayerWatch
 
 
 class GroupedWeightGradient(torch.autograd.Function):
@@ -38,6 +38,11 @@ class GroupedWeightGradient(torch.autograd.Function):
         return delta_BTO, None, grad_nOI, None
 
 
+class ExactWatch(LayerWatch):
+    def record(self, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
+        return GroupedWeightGradient.apply(y_BTO, x_BTI, self.virtual, self.slots_B)
+
+
 class ExactProbe(GradientProbe):
     """For tests, and as the truth that estimates are compared with: takes n·P floats for P watched weights."""
 
@@ -46,5 +51,5 @@ class ExactProbe(GradientProbe):
     def virtual_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         return shape
 
-    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, slots_B: Tensor) -> Tensor:
-        return GroupedWeightGradient.apply(y_BTO, x_BTI, self.virtual[name], slots_B)
+    def make_watch(self, name: str) -> LayerWatch:
+        return ExactWatch(name)

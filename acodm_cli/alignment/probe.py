@@ -8,9 +8,9 @@ a domain, or one half of a domain's sequences where an unbiased ‖g_i‖² is w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,6 +84,50 @@ class DomainGradients:
     self_K: Tensor
 
 
+class LayerWatch(ABC):
+    """What one layer needs to know of the step, kept on the layer itself: torch.compile then makes one graph for all blocks.
+
+    active: whether the layer is watched in this step. virtual: the virtual copies of its weight. slots_B: each sequence's group.
+    seq_len: positions per sequence.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.active = False
+        self.seq_len = 0
+        self.virtual: Tensor
+        self.slots_B: Tensor
+
+    @abstractmethod
+    def record(self, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
+        """y, with the backward pass arranged to fill the virtual copies' gradient. x: int64 token ids [B, T] for an embedding."""
+
+    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        sequences = (len(self.slots_B), self.seq_len)
+        if x.shape[:2] == sequences:
+            return self.record(y, x)
+        if len(x) != sequences[0] * sequences[1]:
+            raise UsageError(
+                f"layer {self.name} of this model does not see whole sequences (its input is {tuple(x.shape)}); leave it out "
+                "with --alignment-layers, for example --alignment-layers attention,unembedding"
+            )
+        return self.record(y.unflatten(0, sequences), x.unflatten(0, sequences)).flatten(0, 1)  # merged by the model
+
+
+def watched_forward(layer: Layer, x: Tensor) -> Tensor:
+    """The forward of a layer that probes watch."""
+    watches: list[LayerWatch] = [watch for watch in layer.acodm_watches if watch.active]  # type: ignore[union-attr]
+    if not watches or not torch.is_grad_enabled():
+        return type(layer).forward(layer, x)  # type: ignore[arg-type]
+    if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+        # Cast once here, so that the layer and the probe keep the same tensor for backward.
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    y = type(layer).forward(layer, x)  # type: ignore[arg-type]
+    for watch in watches:
+        y = watch(y, x)
+    return y
+
+
 class GradientProbe(ABC):
     """Per-domain gradients of the selected layers' weights.
 
@@ -116,19 +160,20 @@ class GradientProbe(ABC):
         self.watched = set(self.shapes)
         self.virtual: dict[str, Tensor] = {}
         self.capacity = 0
-        self.seq_len = 0
         self.slots_B: Tensor | None = None
-        self._own_forward = {name: layer.forward for name, layer in layers.items()}
+        self.watches = {name: self.make_watch(name) for name in layers}
         for name, layer in layers.items():
-            layer.forward = self._watched_forward(name, layer.forward)  # type: ignore[method-assign, assignment]
+            if "acodm_watches" not in vars(layer):
+                layer.acodm_watches = []  # type: ignore[assignment]
+                layer.forward = MethodType(watched_forward, layer)  # type: ignore[method-assign]
+            layer.acodm_watches.append(self.watches[name])  # type: ignore[union-attr, operator]
 
     @abstractmethod
     def virtual_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Of one group's virtual copy of a weight of this shape."""
 
     @abstractmethod
-    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, slots_B: Tensor) -> Tensor:
-        """y, with the backward pass arranged to fill the virtual copies' gradient. x: int64 token ids [B, T] for an embedding."""
+    def make_watch(self, name: str) -> LayerWatch: ...
 
     def output_sketch(self, head: nn.Module) -> BlockSketch | None:
         """What a fused loss is to apply to the gradient of the logits, None if that is not watched."""
@@ -147,29 +192,6 @@ class GradientProbe(ABC):
         groups = min(batch, self.num_domains * self.halves)
         shapes = [self.virtual_shape(shape) for shape in self.shapes.values()]
         return 4 * groups * sum(rows * columns for rows, columns in shapes)
-
-    def _watched_forward(self, name: str, own_forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        owner = self.owner[name]
-
-        def forward(x_BTI: Tensor) -> Tensor:
-            if self.slots_B is None or owner not in self.watched or not torch.is_grad_enabled():
-                return own_forward(x_BTI)
-            if x_BTI.is_floating_point() and torch.is_autocast_enabled(x_BTI.device.type):
-                # Cast once here, so that the layer and the probe keep the same tensor for backward.
-                x_BTI = x_BTI.to(torch.get_autocast_dtype(x_BTI.device.type))
-            sequences = (len(self.slots_B), self.seq_len)
-            if x_BTI.shape[:2] == sequences:
-                return self._watch(owner, own_forward(x_BTI), x_BTI, self.slots_B)
-            if len(x_BTI) != sequences[0] * sequences[1]:
-                raise UsageError(
-                    f"layer {name} of this model does not see whole sequences (its input is {tuple(x_BTI.shape)}); leave it out "
-                    "with --alignment-layers, for example --alignment-layers attention,unembedding"
-                )
-            y_NO = own_forward(x_BTI)  # the model has merged sequences and positions
-            y_BTO = self._watch(owner, y_NO.unflatten(0, sequences), x_BTI.unflatten(0, sequences), self.slots_B)
-            return y_BTO.flatten(0, 1)
-
-        return forward
 
     def start(self, step: int, domains_B: Tensor, tokens_B: Tensor) -> None:
         """Begin a step. domains_B: each sequence's domain; tokens_B: its predicted tokens; int64, on the host, of the
@@ -196,8 +218,10 @@ class GradientProbe(ABC):
 
     def begin(self, rows: slice, seq_len: int) -> None:
         """Announce a micro-batch: these sequences of the global batch, of so many positions."""
-        self.seq_len = seq_len
         self.slots_B = self._slots_of_batch_B[rows].to(self.device, non_blocking=True)
+        for name, watch in self.watches.items():
+            watch.active = self.owner[name] in self.watched
+            watch.virtual, watch.slots_B, watch.seq_len = self.virtual[self.owner[name]], self.slots_B, seq_len
 
     def finish(self) -> DomainGradients:
         """Of the step. Waits for the device."""
@@ -206,6 +230,8 @@ class GradientProbe(ABC):
     def gram(self) -> Tensor:
         """⟨S_g, S_h⟩ of the groups in the batch, on the device. [n, n]"""
         self.slots_B = None
+        for watch in self.watches.values():
+            watch.active = False
         gram_nn = torch.zeros(self.capacity, self.capacity, device=self.device)
         for name, sum_nP in self._sums().items():
             gram_nn.addmm_(sum_nP, sum_nP.T, alpha=self.importance(name))
@@ -235,9 +261,11 @@ class GradientProbe(ABC):
         return dict(zip(sums, together_nP.split([s.shape[1] for s in sums.values()], dim=1), strict=True))
 
     def remove(self) -> None:
-        """Give the layers the forward back that they had. Probes on the same layers go in reverse order."""
+        """Watch no longer; layers that no probe watches are as they were."""
         for name, layer in self.layers.items():
-            layer.forward = self._own_forward[name]  # type: ignore[method-assign]
+            layer.acodm_watches.remove(self.watches[name])  # type: ignore[union-attr, operator]
+            if not layer.acodm_watches:
+                del layer.acodm_watches, layer.forward
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:

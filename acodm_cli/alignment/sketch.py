@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from acodm_cli.alignment.probe import GradientProbe, Layer
+from acodm_cli.alignment.probe import GradientProbe, Layer, LayerWatch
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,19 @@ class SketchedEmbeddingGradient(torch.autograd.Function):
         return grads[0], None, grad_RQ.view(num_slots, p, q), None, None, None, None
 
 
+class SketchWatch(LayerWatch):
+    """signs: of the output and the input side."""
+
+    def __init__(self, name: str, size: int) -> None:
+        super().__init__(name)
+        self.size = size
+        self.signs: tuple[Tensor, Tensor]
+
+    def record(self, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
+        function = SketchedWeightGradient if x_BTI.is_floating_point() else SketchedEmbeddingGradient
+        return function.apply(y_BTO, x_BTI, self.virtual, self.slots_B, *self.signs, self.size)
+
+
 class SketchProbe(GradientProbe):
     """Takes n·p·q floats per weight; the default."""
 
@@ -150,6 +163,10 @@ class SketchProbe(GradientProbe):
         total = sum(self._lengths)
         bits = torch.randint(0, 2, (total,), generator=self.signs, device=self.device, dtype=torch.float32)
         self._signs = dict(zip(self._sides, (2 * bits - 1).split(self._lengths), strict=True))
+        for name, watch in self.watches.items():
+            owner = self.owner[name]
+            assert isinstance(watch, SketchWatch)
+            watch.signs = self._signs[owner, 0], self._signs[owner, 1]
 
     def _seed_of(self, number: int) -> int:
         return (self.seed * 1_000_003 + number) % 2**63
@@ -163,10 +180,8 @@ class SketchProbe(GradientProbe):
         chosen = (places[index] for index in order[step % rotation :: rotation].tolist())
         return {block for block in chosen if block is not None}
 
-    def _watch(self, name: str, y_BTO: Tensor, x_BTI: Tensor, slots_B: Tensor) -> Tensor:
-        function = SketchedWeightGradient if x_BTI.is_floating_point() else SketchedEmbeddingGradient
-        signs = self._signs[name, 0], self._signs[name, 1]
-        return function.apply(y_BTO, x_BTI, self.virtual[name], slots_B, *signs, self.settings.size)
+    def make_watch(self, name: str) -> LayerWatch:
+        return SketchWatch(name, self.settings.size)
 
     def _owner_of(self, head: nn.Module) -> str | None:
         return next((self.owner[name] for name, layer in self.layers.items() if layer is head), None)

@@ -198,7 +198,8 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
             model.gradient_checkpointing_enable()  # type: ignore[operator]
         probe = _make_probe(settings, model, len(corpus.names), compute) if mixer.needs_gram else None
         train_settings = _train_settings(settings, micro_batch)
-        trainer = Trainer(model, corpus, mixer, train_settings, compute, probe, ranks, settings.parallel)
+        compiled = settings.compile == "on" or (settings.compile == "auto" and compute.device.type == "cuda")
+        trainer = Trainer(model, corpus, mixer, train_settings, compute, probe, ranks, settings.parallel, compiled)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recorder = Recorder(corpus.names)
     return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, ranks, parameters, memory)

@@ -106,13 +106,14 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grad_hidden_NI[rows] = torch.mm(delta_CV, w_VI)
                     grad_weight_VI = _add_product(grad_weight_VI, delta_CV.T, x_NI[rows])
         if differentiate:
-            ctx.save_for_backward(grad_hidden_NI, grad_weight_VI)
+            # Not save_for_backward: backward gives them away, so that they become the gradients without a copy.
+            ctx.gradients = grad_hidden_NI, grad_weight_VI
         ctx.mark_non_differentiable(losses_N, delta_Np)
         return losses_N.sum() * scale, losses_N, delta_Np
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden_NI, grad_weight_VI = ctx.saved_tensors
+        (grad_hidden_NI, grad_weight_VI), ctx.gradients = ctx.gradients, None
         # The outer gradient is 1 in training: a product with it is one more pass over the largest weight, which a CPU
         # feels, and a GPU does not, where looking would be a wait.
         if not (grads[0].is_cpu and grads[0] == 1):

@@ -113,12 +113,19 @@ class Trainer:
         probe: GradientProbe | None = None,
         ranks: Ranks = ALONE,
         parallel: Parallel = "ddp",
+        compiled: bool = False,
     ) -> None:
-        """probe: watches the model's layers, if the mixer needs a Gram matrix. parallel: how many ranks share the work."""
+        """probe: watches the model's layers, if the mixer needs a Gram matrix. parallel: how ranks share the work. compiled:
+        whether the blocks run through torch.compile."""
         assert (probe is not None) == mixer.needs_gram
         assert settings.batch % ranks.world_size == 0
         self.model = model
-        self.loss = parallelised(CausalLoss(model), transformer_blocks(model), parallel, ranks, compute)
+        loss, blocks = CausalLoss(model), transformer_blocks(model)
+        if compiled:
+            # Block by block: one small graph for all of them, and it is ready in seconds.
+            for block in blocks:
+                block.compile()
+        self.loss = parallelised(loss, blocks, parallel, ranks, compute)
         self.corpus = corpus
         self.mixer = mixer
         self.settings = settings
