@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,12 +29,12 @@ from acodm_cli.corpus.corpus import Corpus, cache_folder, cached_bytes, open_cor
 from acodm_cli.corpus.preflight import check_room, domain_uses
 from acodm_cli.corpus.readers import Fields
 from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay, make_console
-from acodm_cli.display.summary import print_preflight, print_summary, print_title
+from acodm_cli.display.summary import Efficiency, print_efficiency, print_preflight, print_summary, print_title
 from acodm_cli.engine.checkpoint import checkpoints, is_intact, load_checkpoint, save_checkpoint
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks, joined, ranks_asked_for
-from acodm_cli.engine.estimate import describe_seconds, matmul_flops_per_second, training_flops
-from acodm_cli.engine.memory import MemoryEstimate, estimate_memory, free_memory
+from acodm_cli.engine.estimate import describe_seconds, flops_per_token, matmul_flops_per_second, peak_flops_per_second
+from acodm_cli.engine.memory import MemoryEstimate, estimate_memory, free_memory, peak_memory
 from acodm_cli.engine.models import PRESETS, build_model, model_config, published_lr
 from acodm_cli.engine.trainer import Trainer, TrainSettings
 from acodm_cli.errors import AcodmError, Interrupted, ResourceError, UsageError
@@ -158,11 +160,12 @@ def carry_out(
         else:
             ranks.first(lambda: files.begin(settings))
         say_how_long(run, console)
-        train(run, stop, console)
+        efficiency = train(run, stop, console)
         written = finish(run)
         if written is None:
             return None
         print_summary(console, written)
+        print_efficiency(console, efficiency)
         return run, written
 
 
@@ -367,7 +370,7 @@ def say_how_long(run: Run, console: Console) -> None:
     if run.compute.device.type != "cpu":
         return
     left = run.settings.steps - run.trainer.step
-    flops = training_flops(run.parameters, left * run.settings.tokens_per_step)
+    flops = left * run.settings.tokens_per_step * flops_per_token(run.trainer.model, run.settings.seq_len)
     # Small kernels, attention, normalisation and validation: training reaches about half of the matrix peak.
     seconds = 2 * flops / matmul_flops_per_second(run.compute)
     if seconds > LONG_RUN_SECONDS:
@@ -434,7 +437,7 @@ def _newest_intact(folder: Path, console: Console) -> Path | None:
     return None
 
 
-def train(run: Run, stop: StopRequest, console: Console) -> None:
+def train(run: Run, stop: StopRequest, console: Console) -> Efficiency:
     """Train to the end, with checkpoints on the way.
 
     Raises:
@@ -442,6 +445,11 @@ def train(run: Run, stop: StopRequest, console: Console) -> None:
     """
     every = run.settings.resolved_checkpoint_every()
     display = TrainingDisplay(console, run.corpus.names, run.prior_K, run.settings.steps, run.trainer.step)
+    efficiency = Efficiency(
+        flops_per_token(run.trainer.model, run.settings.seq_len),
+        (peak_flops_per_second(run.compute) or math.nan) * run.ranks.world_size,
+        run.settings.tokens_per_step,
+    )
     stop.in_training = True
     with display, memory_errors(run.settings):
         for event in run.trainer.steps():
@@ -451,18 +459,21 @@ def train(run: Run, stop: StopRequest, console: Console) -> None:
             finished = event.step == run.settings.steps
             signal_number = run.ranks.largest(stop.signal_number or 0)
             # The last checkpoint is for what may still fail: saving the model or the schedule.
-            if finished or signal_number or event.step % every == 0:
-                save(run)
+            due = finished or signal_number or event.step % every == 0
+            efficiency.add(event, save(run) if due else 0.0)
             if signal_number and not finished:
                 raise Interrupted(
                     f"stopped at step {event.step} of {run.settings.steps}, state saved; continue with: "
                     f"acodm {run.settings.command} --out {run.files.out} --resume",
                     signal_number,
                 )
+    efficiency.memory = peak_memory(run.compute)
+    return efficiency
 
 
-def save(run: Run) -> None:
-    """A checkpoint. Raises AcodmError if it cannot be written."""
+def save(run: Run) -> float:
+    """A checkpoint. Returns the seconds it took. Raises AcodmError if it cannot be written."""
+    started = time.perf_counter()
     state = {
         "trainer": run.trainer.state_dict(),
         "recorder": run.recorder.state_dict(),
@@ -470,6 +481,7 @@ def save(run: Run) -> None:
     }
     folder, keep = run.files.folder, run.settings.keep_checkpoints
     run.ranks.first(lambda: save_checkpoint(folder, run.trainer.step, state, keep))
+    return time.perf_counter() - started
 
 
 def finish(run: Run) -> Schedule | None:

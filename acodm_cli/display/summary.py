@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -12,6 +15,38 @@ from rich.text import Text
 from acodm_cli.corpus.preflight import DomainUse
 from acodm_cli.display.inspect import domain_table, human_count, in_colour, validation_rows
 from acodm_cli.schedule.schedule import Schedule
+
+if TYPE_CHECKING:
+    from acodm_cli.engine.trainer import StepEvent
+
+
+@dataclass
+class Efficiency:
+    """What a run made of its hardware. flops_per_token: of training; peak: FLOPs per second of all its devices, NaN if not known;
+    memory: bytes at most, of one of them. seconds_of: wall time by part."""
+
+    flops_per_token: float
+    peak: float
+    tokens_per_step: int
+    memory: int = 0
+    steps: int = 0
+    seconds_of: Counter[str] = field(default_factory=Counter)
+
+    def add(self, event: StepEvent, checkpoint_seconds: float) -> None:
+        self.steps += 1
+        self.seconds_of.update(event.seconds_of)
+        self.seconds_of["checkpoints"] += checkpoint_seconds  # type: ignore[assignment]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of training; validation and checkpoints apart."""
+        seconds = sum(self.seconds_of[part] for part in ("mixer", "batch", "model"))
+        return self.steps * self.tokens_per_step / seconds
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak that the model's arithmetic takes; NaN if the peak is not known."""
+        return self.tokens_per_second * self.flops_per_token / self.peak
 
 
 def print_title(console: Console, info: dict[str, Any], device: str) -> None:
@@ -57,3 +92,17 @@ def print_summary(console: Console, schedule: Schedule) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def print_efficiency(console: Console, efficiency: Efficiency) -> None:
+    if not efficiency.steps:
+        return
+    total = sum(efficiency.seconds_of.values())
+    shares = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in efficiency.seconds_of.most_common())
+    mfu = "n/a" if math.isnan(efficiency.mfu) else f"{efficiency.mfu:.1%}"
+    console.print(
+        f"{efficiency.tokens_per_second:,.0f} tokens/s in training, MFU {mfu}, memory {efficiency.memory / 2**30:.1f} GiB at most; "
+        f"time: {shares}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -6,6 +6,7 @@ Activations are counted, not guessed: a fake forward pass (shapes without data) 
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from acodm_cli.engine.loss import CHUNK_BYTES
 
 FP32 = 4
 LIBRARIES_BYTES = 1 << 26
+# What allocators lose between pieces of different sizes.
+FRAGMENTATION = 1.06
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class MemoryEstimate:
     def total(self) -> int:
         """At the larger of two moments: the loss is done and the backward pass begins, or it ends and all gradients are there."""
         begins = self.activations + self.loss + self.head + (self.gradients if self.accumulates else 0)
-        return self.weights + self.optimizer + self.libraries + max(begins, self.gradients)
+        tensors = self.weights + self.optimizer + max(begins, self.gradients)
+        return self.libraries + int(FRAGMENTATION * tensors)
 
 
 def estimate_memory(
@@ -103,6 +107,13 @@ def _count(
     if checkpointing:  # the inputs of the blocks, and one block at a time
         activations = len(blocks) * FP32 * micro_batch * seq_len * config.hidden_size + activations // len(blocks)
     return sum(parameters.values()), head, largest_block, activations
+
+
+def peak_memory(compute: Compute) -> int:
+    """Bytes that this process has held at most: of the GPU, else of the machine."""
+    if compute.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(compute.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def free_memory(compute: Compute) -> int:

@@ -175,3 +175,11 @@ def test_schedule_of_the_target_run_is_not_its_output(proxy: Path, small: list[o
     arguments = ["apply", "--schedule", proxy, "--model", "pythia-14m", "--steps", 2, "--out", proxy]
     assert acodm(*arguments, "--force", *small).code == 2
     assert proxy.read_bytes() == before
+
+
+def test_a_model_that_does_not_fit(small: list[object], out: Path) -> None:
+    said = refuses(
+        4, "proxy-train", "--model", "pythia-12b", "--seq-len", 2048, "--batch", 4096, "--out", out, *small[:6]
+    )
+    assert "pythia-12b takes about" in said
+    assert "use a smaller model: pythia-" in said or "a machine with more memory" in said

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.chaos import chaos
 from tests.commands.conftest import acodm, start_acodm
 
 
@@ -28,7 +32,7 @@ def stop_at_step(step: int, number: signal.Signals, *arguments: object) -> tuple
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_resumed_run_equals_the_uninterrupted_one(
     number: signal.Signals, code: int, small: list[object], tmp_path: Path
 ) -> None:
@@ -145,6 +149,56 @@ def test_without_an_intact_checkpoint_nothing_is_lost(small: list[object], tmp_p
     assert failed.code == 1
     assert "can be read; start over with --force" in failed.stderr
     assert list((tmp_path / "a.run").glob("step-*.pt"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(small: list[object], tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    whole, out = tmp_path / "whole.parquet", tmp_path / "a.parquet"
+    how = ["proxy-train", "--steps", 60, "--checkpoint-every", 5, *small]
+    assert acodm(*how, "--out", whole).code == 0
+    assert stop_at_step(15, signal.SIGKILL, *how, "--out", out)[0] == -signal.SIGKILL
+    before = {path: path.read_bytes() for path in (tmp_path / "a.run").glob("step-*.pt")}
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000)); "
+        "from acodm_cli.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "proxy-train", "--out", str(out), "--resume"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert f"cannot write a checkpoint in {tmp_path / 'a.run'}: " in failed.stderr.splitlines()[-1]
+    assert failed.stderr.splitlines()[-1].endswith("; earlier checkpoints are kept")
+    assert {path: path.read_bytes() for path in (tmp_path / "a.run").iterdir() if path.suffix == ".pt"} == before
+    assert not list((tmp_path / "a.run").glob(".*"))
+    assert acodm("proxy-train", "--out", out, "--resume").code == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_changed_corpus_is_not_resumed(data: Path, small: list[object], tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "corpus")
+    options = [tmp_path / "corpus" if option == data else option for option in small]
+    out = tmp_path / "a.parquet"
+    how = ["proxy-train", "--steps", 60, "--checkpoint-every", 5, *options]
+    assert stop_at_step(15, signal.SIGKILL, *how, "--out", out)[0] == -signal.SIGKILL
+    with (tmp_path / "corpus" / "arithmetic" / "train.jsonl").open("a") as file:
+        file.write('{"text": "1 + 1 = 2"}\n')
+    refused = acodm("proxy-train", "--out", out, "--resume")
+    assert refused.code == 2
+    assert "the corpus has changed since the run" in refused.stderr
+    assert list((tmp_path / "a.run").glob("step-*.pt"))
+
+
+def test_keeps_as_many_checkpoints_as_asked(small: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    how = ["proxy-train", "--steps", 60, "--checkpoint-every", 2, "--keep-checkpoints", 4, *small]
+    assert stop_at_step(30, signal.SIGKILL, *how, "--out", out)[0] == -signal.SIGKILL
+    assert len(list((tmp_path / "a.run").glob("step-*.pt"))) in (4, 5)  # the kill may come before the oldest goes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["proxy-train", "apply"])
+def test_chaos(command: str, tmp_path: Path) -> None:
+    """A short run of the script that kills a run at random moments."""
+    assert chaos(command, kills=5, steps=40, seed=1, folder=tmp_path).total() >= 4
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

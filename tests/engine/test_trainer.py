@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from acodm_cli.alignment.exact import ExactProbe
 from acodm_cli.alignment.probe import select_layers
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.engine.device import choose_compute
+from acodm_cli.engine.estimate import flops_per_token
 from acodm_cli.engine.models import build_model, model_config
 from acodm_cli.engine.optimizer import learning_rate
 from acodm_cli.engine.trainer import Trainer, TrainSettings
@@ -19,13 +22,19 @@ from acodm_cli.errors import AcodmError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.policy import load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT
-from acodm_cli.mixing.mixer import Mixer, StaticMixer, uniform_weights
+from acodm_cli.mixing.mixer import Array, Mixer, Observation, StaticMixer, uniform_weights
 
 SEQ_LEN = 32
 
 
 def make_trainer(
-    corpus: Corpus, mixer: Mixer, steps: int = 6, batch: int = 8, micro_batch: int = 8, model: str = "pythia-14m"
+    corpus: Corpus,
+    mixer: Mixer,
+    steps: int = 6,
+    batch: int = 8,
+    micro_batch: int = 8,
+    model: str = "pythia-14m",
+    compiled: bool = False,
 ) -> Trainer:
     compute = choose_compute("cpu", "fp32")
     built = build_model(model_config(model, corpus.tokenizer.padded_vocab_size, SEQ_LEN), 0, compute.device)
@@ -45,7 +54,7 @@ def make_trainer(
     probe = None
     if mixer.needs_gram:
         probe = ExactProbe(select_layers(built, "all"), len(corpus.names), halves=True)
-    return Trainer(built, corpus, mixer, settings, compute, probe)
+    return Trainer(built, corpus, mixer, settings, compute, probe, compiled=compiled)
 
 
 def static(depths: tuple[float, ...] = ()) -> StaticMixer:
@@ -111,6 +120,66 @@ def test_not_finite_stops_before_the_optimizer(corpus: Corpus) -> None:
         next(steps)
     for a, b in zip(before, trainer.model.parameters(), strict=True):
         assert torch.equal(a, b.nan_to_num()) or torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_steps_that_are_not_finite_can_be_passed_over(corpus: Corpus, learning: bool) -> None:
+    """They change neither weights nor optimiser nor agent, and the run goes on; one more than allowed stops it."""
+    mixer: Mixer = AcOdmLearner(uniform_weights(4), DEFAULT, seed=0) if learning else static()
+    trainer = make_trainer(corpus, mixer, steps=12)
+    trainer.settings = replace(trainer.settings, skip_nonfinite=2)
+    head = trainer.model.get_output_embeddings().weight  # type: ignore[operator]
+    steps = trainer.steps()
+    for _ in range(3):
+        next(steps)
+    for number in (4, 5):
+        good = head[0, 0].item()
+        with torch.no_grad():
+            head[0, 0] = math.nan
+        before = copy.deepcopy(trainer.optimizer.state_dict())
+        transitions = len(mixer.agent.replay) if isinstance(mixer, AcOdmLearner) else 0
+        event = next(steps)
+        with torch.no_grad():
+            head[0, 0] = good
+        assert event.step == number
+        assert event.report.phase == "skipped: not finite"
+        after = trainer.optimizer.state_dict()
+        for index, state in before["state"].items():
+            assert all(torch.equal(value, after["state"][index][name]) for name, value in state.items())
+        if isinstance(mixer, AcOdmLearner):
+            assert len(mixer.agent.replay) == transitions
+    assert math.isfinite(next(steps).train_loss)
+    with torch.no_grad():
+        head[0, 0] = math.nan
+    with pytest.raises(AcodmError, match="step 7 is not finite"):
+        next(steps)
+
+
+def test_flops_per_token() -> None:
+    """6 (P - input embedding) + 12 L H T, for pythia-160m: 85,056,000 parameters and the unembedding."""
+    model = build_model(model_config("pythia-160m", 50304, 1024), 0, torch.device("meta"))
+    expected = 6 * (85_056_000 + 768 * 50304) + 12 * 12 * 768 * 1024
+    assert flops_per_token(model, 1024) == expected
+
+
+def test_compiled_blocks_do_the_same(corpus: Corpus) -> None:
+    """One graph for all blocks per way of running them: watched, not watched, without gradients."""
+    plain = [event.train_loss for event in make_trainer(corpus, static()).steps()]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    built = make_trainer(corpus, AcOdmLearner(uniform_weights(4), DEFAULT, seed=0), compiled=True)
+    built.mixer = FixedLearner(uniform_weights(4), DEFAULT, seed=0)
+    found = [event.train_loss for event in built.steps()]
+    assert found == pytest.approx(plain, rel=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+class FixedLearner(AcOdmLearner):
+    """Looks at the gradients, and draws as `static()` does."""
+
+    def weights(self, observation: Observation) -> Array:
+        super().weights(observation)
+        return static().weights_K
 
 
 def test_learning_rate_schedule() -> None:
