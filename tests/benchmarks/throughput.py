@@ -22,6 +22,7 @@ import transformers
 from torch import nn
 
 from acodm_cli.engine.device import Compute, choose_compute
+from acodm_cli.engine.estimate import flops_per_token, matmul_flops_per_second, peak_flops_per_second
 from acodm_cli.engine.models import build_model, model_config
 from tests.benchmarks.environment import save
 from tests.benchmarks.overhead import VOCABULARY, make_trainer
@@ -155,8 +156,14 @@ def main() -> None:
         quartiles = statistics.quantiles(values, n=4)
         ratios[name] = {"median": statistics.median(values), "quartiles": [quartiles[0], quartiles[2]]}
         print(f"ours / {name}: {ratios[name]['median']:.3f} ({quartiles[0]:.3f} to {quartiles[2]:.3f})")
+    peak = matmul_flops_per_second(compute, 4096 if compute.device.type == "cuda" else 2048)
+    achieved = statistics.median(rates["ours"]) * flops_per_token(fresh_model(options, compute), options.seq_len)
+    print(f"ours: {achieved / peak:.1%} of the measured matrix-multiply peak, {peak / 1e12:.3f} TFLOP/s")
     result = {
         "model": options.model,
+        "share_of_measured_matmul_peak": achieved / peak,
+        "measured_matmul_peak": peak,
+        "vendor_peak": peak_flops_per_second(compute),
         "tokens_per_step": tokens,
         "tokens_per_second": {name: statistics.median(values) for name, values in rates.items()},
         "ratio_of_ours_to": ratios,
