@@ -1,7 +1,9 @@
 """Cross-entropy of a causal language model, per token, without keeping its logits.
 
 For a vocabulary of 50,000 the logits are the largest tensor of a step. `LinearCrossEntropy` makes them for some rows at a
-time, and while they are there also takes their gradient: nothing is computed twice, and nothing of that size is kept.
+time, and while they are there also takes their gradient: nothing is computed twice, and nothing of that size is kept. (PyTorch's
+chunked `linear_cross_entropy`, from 2.13 on, works alike, but gives one number: neither the losses per token nor a look at the
+gradient of the logits.)
 
 Shape letters: B sequences, T positions, N = B·T tokens, C tokens of a chunk, V vocabulary, I hidden size, p sketch size.
 """
