@@ -143,15 +143,18 @@ class GradientProbe(ABC):
     # Whether the watched layers must run their own forward pass, the unembedding included.
     reads_whole_gradients: bool
 
-    def __init__(self, layers: dict[str, Layer], num_domains: int, halves: bool) -> None:
-        """halves: split every domain's sequences into two groups, for an unbiased ‖g_i‖²."""
+    def __init__(
+        self, layers: dict[str, Layer], num_domains: int, halves: bool, device: torch.device | None = None
+    ) -> None:
+        """halves: split every domain's sequences into two groups, for an unbiased ‖g_i‖². device: where the model will compute,
+        None for where its weights are now."""
         assert layers
         assert num_domains > 0
         self.layers = layers
         self.num_domains = num_domains
         self.halves = 2 if halves else 1
         weights = {name: layer.weight for name, layer in layers.items()}
-        self.device = next(iter(weights.values())).device
+        self.device = device or next(iter(weights.values())).device
         # The first layer that holds a weight owns its virtual copies.
         first = {id(weight): name for name, weight in reversed(weights.items())}
         self.owner = {name: first[id(weight)] for name, weight in weights.items()}

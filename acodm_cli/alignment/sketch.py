@@ -136,11 +136,17 @@ class SketchProbe(GradientProbe):
     reads_whole_gradients = False
 
     def __init__(
-        self, layers: dict[str, Layer], num_domains: int, halves: bool, seed: int, settings: SketchSettings
+        self,
+        layers: dict[str, Layer],
+        num_domains: int,
+        halves: bool,
+        seed: int,
+        settings: SketchSettings,
+        device: torch.device | None = None,
     ) -> None:
         self.settings = settings
         self.seed = seed
-        super().__init__(layers, num_domains, halves)
+        super().__init__(layers, num_domains, halves, device)
         self.signs = torch.Generator(self.device)
         # The output and input side of each weight; their signs are drawn as one vector per step.
         self._sides = [(name, side) for name in self.shapes for side in (0, 1)]

@@ -35,7 +35,7 @@ from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks, joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds, flops_per_token, matmul_flops_per_second, peak_flops_per_second
 from acodm_cli.engine.memory import MemoryEstimate, estimate_memory, free_memory, peak_memory
-from acodm_cli.engine.models import PRESETS, build_model, model_config, published_lr
+from acodm_cli.engine.models import PRESETS, build_model, checkpoint_activations, model_config, published_lr
 from acodm_cli.engine.trainer import Trainer, TrainSettings
 from acodm_cli.errors import AcodmError, Interrupted, ResourceError, UsageError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
@@ -198,7 +198,7 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
     with memory_errors(settings):
         model = build_model(config, settings.seed, torch.device("cpu") if sharded else compute.device)
         if settings.activation_checkpointing:
-            model.gradient_checkpointing_enable()  # type: ignore[operator]
+            checkpoint_activations(model)
         probe = _make_probe(settings, model, len(corpus.names), compute) if mixer.needs_gram else None
         train_settings = _train_settings(settings, micro_batch)
         compiled = settings.compile == "on" or (settings.compile == "auto" and compute.device.type == "cuda")
@@ -327,10 +327,10 @@ def _make_probe(settings: RunSettings, model: nn.Module, num_domains: int, compu
     layers = select_layers(model, settings.alignment_layers)
     probe: GradientProbe
     if settings.alignment == "exact":
-        probe = ExactProbe(layers, num_domains, halves=True)
+        probe = ExactProbe(layers, num_domains, True, compute.device)
     else:
         sketch = SketchSettings(settings.alignment_size, settings.alignment_rotation)
-        probe = SketchProbe(layers, num_domains, True, settings.seed, sketch)
+        probe = SketchProbe(layers, num_domains, True, settings.seed, sketch, compute.device)
     free = free_memory(compute)
     if (needed := probe.bytes_needed(settings.batch)) > 0.6 * free:
         raise ResourceError(

@@ -116,6 +116,13 @@ def build_model(config: Any, seed: int, device: torch.device) -> nn.Module:
     return model.float().train().to(device)
 
 
+def checkpoint_activations(model: nn.Module) -> None:
+    """Keep the inputs of blocks only, and compute the rest again in the backward pass."""
+    # The name changed within transformers 5.
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+
+
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     """In order: the longest module list."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
