@@ -19,10 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
-
-from tests.conftest import DOMAINS, generate_documents, write_corpus
+from tests.conftest import write_corpus, write_tokenizer
 
 MOMENTS = ("step", "checkpoint", "end")
 LONGEST_LIFE = 0.6
@@ -31,15 +28,8 @@ LONGEST_LIFE = 0.6
 def prepare(folder: Path) -> list[str]:
     """A small corpus and tokenizer; options of a run that takes seconds."""
     data = write_corpus(folder / "corpus")
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([text for d in DOMAINS for text in generate_documents(d, 40, 0)], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    corpus = ["--data", str(data), "--tokenizer", str(folder / "tokenizer.json"), "--cache-dir", str(folder / "cache")]
+    tokenizer = write_tokenizer(folder / "tokenizer.json")
+    corpus = ["--data", str(data), "--tokenizer", str(tokenizer), "--cache-dir", str(folder / "cache")]
     return [*corpus, "--seq-len", "32", "--batch", "8", "--validation-sequences", "2", "--device", "cpu"]
 
 

@@ -19,7 +19,7 @@ def run_apply(settings: RunSettings, explicit: set[str], out: Path, resuming: bo
     schedule = Schedule.read(Path(settings.schedule)) if settings.schedule else None
     if not resuming:
         settings = _complete(settings, explicit, schedule)
-    if carry_out(settings, RunFiles(out), schedule, resuming, force, dry) is None:
+    if not carry_out(settings, RunFiles(out), schedule, resuming, force, dry):
         return
     look = f"acodm inspect {settings.schedule or ''} {out}".replace("  ", " ")
     make_console().print(f"\nmodel:       {settings.save_model}\nlook at it:  {look}", highlight=False, soft_wrap=True)

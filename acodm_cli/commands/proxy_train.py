@@ -11,7 +11,7 @@ from acodm_cli.display.progress import make_console
 
 
 def run_proxy_train(settings: RunSettings, out: Path, resuming: bool, force: bool, dry: bool) -> None:
-    if carry_out(settings, RunFiles(out), None, resuming, force, dry) is None:
+    if not carry_out(settings, RunFiles(out), None, resuming, force, dry):
         return
     target = ["acodm apply", f"--schedule {out}", f"--model {_larger(settings.model)}"]
     for name in ("data", "tokenizer", "domain_field", "domain_tokens"):

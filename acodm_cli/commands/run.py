@@ -131,8 +131,9 @@ class Run:
 
 def carry_out(
     settings: RunSettings, files: RunFiles, schedule: Schedule | None, resuming: bool, force: bool, dry: bool
-) -> tuple[Run, Schedule] | None:
-    """A training command from its settings to its files. None: there is nothing to tell, on this rank or of a dry run.
+) -> bool:
+    """A training command from its settings to its files. Returns whether there is something to tell: on the first rank, and not
+    of a dry run.
 
     schedule: the one to apply. resuming: settings are those of the run to continue.
 
@@ -152,7 +153,7 @@ def carry_out(
         print_title(console, run.info(), run.compute.label)
         show_preflight(run, schedule, console)
         if dry:
-            return None
+            return False
         if resuming:
             ranks.first(lambda: files.remove_left_over(settings.save_model))
             ranks.first(lambda: files.write_settings(settings))
@@ -163,10 +164,10 @@ def carry_out(
         efficiency = train(run, stop, console)
         written = finish(run)
         if written is None:
-            return None
+            return False
         print_summary(console, written)
         print_efficiency(console, efficiency)
-        return run, written
+        return True
 
 
 def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, console: Console, ranks: Ranks) -> Run:
