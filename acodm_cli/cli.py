@@ -24,6 +24,7 @@ from acodm_cli.config import (
     ApplyMode,
     Compile,
     Estimator,
+    MixerName,
     Parallel,
     Prior,
     ReplayAlignment,
@@ -120,8 +121,8 @@ CheckpointEvery = Annotated[
 Resume = Annotated[bool, _option("--resume", "Continue the unfinished run of the same --out.", FILES)]
 Force = Annotated[bool, _option("--force", "Replace existing files, start an unfinished run over.", FILES)]
 Agent = Annotated[AgentPreset, _option("--agent", "Preset of the actor-critic agent.", MIXING)]
-AgentOption = Annotated[
-    Optional[list[str]], _option("--agent-option", "Change one setting of the preset: NAME=VALUE.", MIXING)  # noqa: UP045
+MixerOption = Annotated[
+    Optional[list[str]], _option("--mixer-option", "Change one setting of the mixer: NAME=VALUE.", MIXING)  # noqa: UP045
 ]
 Alignment = Annotated[
     Estimator,
@@ -185,8 +186,12 @@ def proxy_train(
             MIXING,
         ),
     ] = "given",
+    mixer: Annotated[
+        MixerName,
+        _option("--mixer", "What decides the weights: ac-odm learns a policy; the others are baselines.", MIXING),
+    ] = "ac-odm",
+    mixer_option: MixerOption = None,
     agent: Agent = "default",
-    agent_option: AgentOption = None,
     alignment: Alignment = DEFAULT_ESTIMATOR,
     alignment_size: AlignmentSize = DEFAULT_ALIGNMENT_SIZE,
     alignment_rotation: AlignmentRotation = DEFAULT_ALIGNMENT_ROTATION,
@@ -201,8 +206,8 @@ def proxy_train(
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Learn a mixture policy on a small model and export it as a schedule."""
-    settings = _settings(context, "proxy-train", out, resume, agent_option)
+    """Learn a mixture policy on a small model, or run a baseline, and export it as a schedule."""
+    settings = _settings(context, "proxy-train", out, resume, mixer_option)
     if settings is None or _ran_in_ranks(nproc):
         return
     from acodm_cli.commands.proxy_train import run_proxy_train
@@ -263,8 +268,8 @@ def apply(
     skip_nonfinite: SkipNonfinite = 0,
     validate_every: ValidateEvery = None,
     validation_sequences: ValidationSequences = 16,
+    mixer_option: MixerOption = None,
     agent: Agent = "default",
-    agent_option: AgentOption = None,
     alignment: Alignment = DEFAULT_ESTIMATOR,
     alignment_size: AlignmentSize = DEFAULT_ALIGNMENT_SIZE,
     alignment_rotation: AlignmentRotation = DEFAULT_ALIGNMENT_ROTATION,
@@ -282,7 +287,7 @@ def apply(
     dry_run: DryRun = False,
 ) -> None:
     """Train a target model with a learned policy or schedule, or online without one."""
-    settings = _settings(context, "apply", out, resume, agent_option)
+    settings = _settings(context, "apply", out, resume, mixer_option)
     if settings is None or _ran_in_ranks(nproc):
         return
     from acodm_cli.commands.apply import run_apply
@@ -308,12 +313,12 @@ def _explicit(context: typer.Context) -> set[str]:
 
 
 def _settings(
-    context: typer.Context, command: str, out: Path, resume: bool, agent_option: list[str] | None
+    context: typer.Context, command: str, out: Path, resume: bool, mixer_option: list[str] | None
 ) -> RunSettings | None:
     """The run's settings: from the options, or on --resume from the run folder. None: there is nothing left to do."""
     known = {field.name for field in fields(RunSettings)}
     values = {name: value for name, value in context.params.items() if name in known}
-    values |= {"command": command, "agent_options": _pairs("--agent-option", agent_option)}
+    values |= {"command": command, "mixer_options": _pairs("--mixer-option", mixer_option)}
     values["map"] = _pairs("--map", values.get("map"))
     if resume:
         return _resumed_settings(context, values, out)
@@ -337,7 +342,7 @@ def _resumed_settings(context: typer.Context, values: dict[str, Any], out: Path)
     changes = {}
     if stored["command"] != values["command"]:
         raise UsageError(f"the unfinished run of {out} is of acodm {stored['command']}; resume it with that command")
-    renamed = {"agent_option": "agent_options"}
+    renamed = {"mixer_option": "mixer_options"}
     for name in (renamed.get(name, name) for name in _explicit(context)):
         if name in CHANGEABLE:
             changes[name] = values[name]

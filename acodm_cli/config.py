@@ -8,6 +8,9 @@ from typing import Any, Literal
 Command = Literal["proxy-train", "apply"]
 ApplyMode = Literal["auto", "policy", "replay", "online"]
 ReplayAlignment = Literal["progress", "steps", "tokens"]
+MixerName = Literal[
+    "ac-odm", "natural", "uniform", "temperature", "fixed", "replay", "odm", "doge", "doremi", "pike", "ado"
+]
 AgentPreset = Literal["default", "paper"]
 Prior = Literal["given", "uniform", "natural"]
 Estimator = Literal["sketch", "exact"]
@@ -65,8 +68,9 @@ class RunSettings:
     activation_checkpointing: bool = False
     skip_nonfinite: int = 0
     prior: Prior = "given"
+    mixer: MixerName = "ac-odm"
+    mixer_options: dict[str, str] | None = None
     agent: AgentPreset = "default"
-    agent_options: dict[str, str] | None = None
     alignment: Estimator = DEFAULT_ESTIMATOR
     alignment_size: int = DEFAULT_ALIGNMENT_SIZE
     alignment_rotation: int = DEFAULT_ALIGNMENT_ROTATION

@@ -17,7 +17,8 @@ from acodm_cli.mixing.acodm.agent import Agent, actor_objective
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.reward import AlignmentReward, standardise
 from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER
-from acodm_cli.mixing.mixer import Feedback, uniform_weights
+from acodm_cli.mixing.baselines.static import uniform_weights
+from acodm_cli.mixing.mixer import Feedback
 from tests.alignment.reference import domain_gradients
 from tests.engine.test_trainer import make_trainer, static
 from tests.mixing.acodm.test_policy import observation
@@ -105,7 +106,9 @@ def test_trap_5_importance_correction_for_any_number_of_domains(num_domains: int
     )
     learner = AcOdmLearner(uniform_weights(num_domains), replace(DEFAULT, self_term=False), seed=0)
     drawn_K = learner.weights(state)
-    report = learner.observe(Feedback(state, drawn_K, np.ones(num_domains), gram_KK, None, replace(state, step=1)))
+    report = learner.observe(
+        Feedback(state, drawn_K, np.ones(num_domains), gram_KK, None, None, replace(state, step=1))
+    )
     assert report.reward_K is not None
     assert np.allclose(report.reward_K, (num_domains - 1) / drawn_K)
 

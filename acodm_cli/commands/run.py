@@ -35,14 +35,24 @@ from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks, joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds, flops_per_token, matmul_flops_per_second, peak_flops_per_second
 from acodm_cli.engine.memory import MemoryEstimate, estimate_memory, free_memory, peak_memory
-from acodm_cli.engine.models import PRESETS, build_model, checkpoint_activations, model_config, published_lr
+from acodm_cli.engine.models import (
+    PRESETS,
+    build_model,
+    checkpoint_activations,
+    load_model,
+    model_config,
+    published_lr,
+)
 from acodm_cli.engine.trainer import Trainer, TrainSettings
 from acodm_cli.errors import AcodmError, Interrupted, ResourceError, UsageError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.policy import load_policy
 from acodm_cli.mixing.acodm.settings import agent_settings
-from acodm_cli.mixing.mixer import Array, Mixer, natural_weights, uniform_weights
-from acodm_cli.mixing.replay import ReplayMixer
+from acodm_cli.mixing.baselines.doremi import DoremiMixer
+from acodm_cli.mixing.baselines.replay import ReplayMixer
+from acodm_cli.mixing.baselines.static import natural_weights, uniform_weights
+from acodm_cli.mixing.catalog import Task, make_mixer
+from acodm_cli.mixing.mixer import Array, Mixer
 from acodm_cli.schedule.recorder import Recorder
 from acodm_cli.schedule.schedule import Schedule
 
@@ -203,7 +213,10 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
         probe = _make_probe(settings, model, len(corpus.names), compute) if mixer.needs_gram else None
         train_settings = _train_settings(settings, micro_batch)
         compiled = settings.compile == "on" or (settings.compile == "auto" and compute.device.type == "cuda")
-        trainer = Trainer(model, corpus, mixer, train_settings, compute, probe, ranks, settings.parallel, compiled)
+        reference = _reference_model(mixer, config.vocab_size, compute) if isinstance(mixer, DoremiMixer) else None
+        trainer = Trainer(
+            model, corpus, mixer, train_settings, compute, probe, ranks, settings.parallel, compiled, reference
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recorder = Recorder(corpus.names)
     return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, ranks, parameters, memory)
@@ -235,16 +248,18 @@ def _prior(settings: RunSettings, corpus: Corpus, schedule: Schedule | None) -> 
                 return prior_K / prior_K.sum()
         return schedule.weights_SK[0] / schedule.weights_SK[0].sum()
     if settings.prior == "natural":
-        upsampling_K = np.array([corpus.upsampling.get(name, 1.0) for name in corpus.names])
-        return natural_weights(corpus.tokens_K * upsampling_K)
+        return natural_weights(corpus.upsampled_tokens_K)
     if settings.prior == "given" and corpus.weights:
         return natural_weights(np.array([corpus.weights[name] for name in corpus.names]))
     return uniform_weights(len(corpus.names))
 
 
 def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule: Schedule | None) -> Mixer:
-    agent = agent_settings(settings.agent, settings.agent_options)
-    if settings.command == "proxy-train" or settings.mode == "online":
+    if settings.command == "proxy-train":
+        task = Task(corpus.names, corpus.upsampled_tokens_K, prior_K, settings.seed, settings.agent)
+        return make_mixer(settings.mixer, settings.mixer_options, task)
+    agent = agent_settings(settings.agent, settings.mixer_options)
+    if settings.mode == "online":
         initial = load_policy(schedule.policy, schedule.domains, agent) if schedule and schedule.policy else None
         if initial is not None:
             agent = initial.agent_settings
@@ -255,6 +270,18 @@ def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule:
         assert schedule.policy is not None
         return load_policy(schedule.policy, schedule.domains, agent)
     return ReplayMixer(schedule.weights_SK, schedule.tokens_S.astype(np.float64), settings.replay_by)
+
+
+def _reference_model(mixer: DoremiMixer, vocab_size: int, compute: Compute) -> nn.Module:
+    """Raises UsageError if it cannot be loaded or has another vocabulary."""
+    assert mixer.own.reference is not None
+    model = load_model(mixer.own.reference, compute.device)
+    if model.config.vocab_size != vocab_size:  # type: ignore[union-attr]
+        raise UsageError(
+            f"the reference model has a vocabulary of {model.config.vocab_size}, this run one of {vocab_size}; "  # type: ignore[union-attr]
+            "train the reference with the same --tokenizer"
+        )
+    return model
 
 
 def _train_settings(settings: RunSettings, micro_batch: int) -> TrainSettings:

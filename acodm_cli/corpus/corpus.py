@@ -40,6 +40,11 @@ class Corpus:
         return np.array([len(domain.train) for domain in self.domains], dtype=np.float64)
 
     @property
+    def upsampled_tokens_K(self) -> NDArray[np.float64]:
+        """Training tokens per domain, times how often they count."""
+        return self.tokens_K * np.array([self.upsampling.get(name, 1.0) for name in self.names])
+
+    @property
     def fingerprint(self) -> str:
         """Of the domains' names and tokens, however they are stored and ordered."""
         parts = sorted(f"{domain.name}={domain.key}" for domain in self.domains)

@@ -94,7 +94,7 @@ def _write_corpus(folder: Path, on_progress: OnProgress) -> None:
         with (folder / name / "train.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
         samples += _head(texts, DOMAIN_BYTES // 8)
-    _train_tokenizer(samples).save(str(folder / "tokenizer.json"))
+    train_tokenizer(samples).save(str(folder / "tokenizer.json"))
 
 
 def _take(documents: Iterator[str], seen: set[bytes], on_bytes: Callable[[int], None]) -> list[str]:
@@ -125,7 +125,8 @@ def _head(texts: list[str], characters: int) -> list[str]:
     return taken
 
 
-def _train_tokenizer(samples: list[str]) -> tokenizers.Tokenizer:
+def train_tokenizer(samples: list[str]) -> tokenizers.Tokenizer:
+    """A byte-level BPE of VOCAB_SIZE tokens."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

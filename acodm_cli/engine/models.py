@@ -116,6 +116,24 @@ def build_model(config: Any, seed: int, device: torch.device) -> nn.Module:
     return model.float().train().to(device)
 
 
+def load_model(folder: str, device: torch.device) -> nn.Module:
+    """A trained model out of a Hugging Face folder, in fp32. Only safetensors are read, and no code of the folder is run.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    import transformers
+
+    try:
+        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UsageError(f"cannot load the model of {folder}: {reason}") from None
+    return model.to(device)
+
+
 def checkpoint_activations(model: nn.Module) -> None:
     """Keep the inputs of blocks only, and compute the rest again in the backward pass."""
     # The name changed within transformers 5.

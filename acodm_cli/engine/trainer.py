@@ -114,10 +114,12 @@ class Trainer:
         ranks: Ranks = ALONE,
         parallel: Parallel = "ddp",
         compiled: bool = False,
+        reference: nn.Module | None = None,
     ) -> None:
         """probe: watches the model's layers, if the mixer needs a Gram matrix. parallel: how ranks share the work. compiled:
-        whether the blocks run through torch.compile."""
+        whether the blocks run through torch.compile. reference: the model whose losses the mixer compares with, if it does."""
         assert (probe is not None) == mixer.needs_gram
+        assert (reference is not None) == mixer.needs_reference
         assert settings.batch % ranks.world_size == 0
         self.model = model
         loss, blocks = CausalLoss(model), transformer_blocks(model)
@@ -136,6 +138,7 @@ class Trainer:
             corpus, settings.batch, settings.seq_len, settings.seed, settings.max_epochs, ranks.rank, ranks.world_size
         )
         self.probe = probe
+        self.reference = CausalLoss(reference.eval().requires_grad_(False)) if reference else None
         self.norms = NormReader(model, mixer.depths)
         self.step = 0
         self.skipped = 0
@@ -176,7 +179,10 @@ class Trainer:
             report = Report(phase="skipped: not finite")
             if finite and self.ranks.is_first:
                 samples_K = batch.samples_K.astype(float)
-                report = self.mixer.observe(Feedback(previous, weights_K, samples_K, gram_KK, self_K, self.observation))
+                excess_K = self._means(batch, found["excess_K"]) if self.reference else None
+                report = self.mixer.observe(
+                    Feedback(previous, weights_K, samples_K, gram_KK, self_K, excess_K, self.observation)
+                )
             clock.lap("mixer")
             validation_K = self._validate_if_due()
             clock.lap("validation")
@@ -207,12 +213,14 @@ class Trainer:
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Accumulate the gradient of the batch's mean token loss, over all ranks. Nothing is waited for.
 
-        Returns sums_K: token losses per domain; gram_nn, if there is a probe.
+        Returns sums_K: token losses per domain; gram_nn, if there is a probe; excess_K, sums of what token losses exceed the
+        reference's by, if there is one.
         """
         # What is random in a model (dropout) is a function of seed, step and rank: nothing of it needs to be saved.
         torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * 65_536 + self.ranks.rank)
         scale = 1 / self.settings.tokens_per_step
         sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
+        excess_K = torch.zeros_like(sums_K)
         micro = self.settings.micro_batch
         if self.probe:
             tokens_B = torch.full_like(batch.domains_B, self.settings.seq_len)
@@ -228,16 +236,28 @@ class Trainer:
                 with self.compute.autocast():
                     total, losses_BT = self.loss(tokens_BS[:, :-1], tokens_BS[:, 1:], scale, self.probe)
                 total.backward()
-            sums_K.index_add_(0, self._to_device(batch.domains_B[rows]), losses_BT.double().sum(dim=1))
+            domains_B = self._to_device(batch.domains_B[rows])
+            sums_K.index_add_(0, domains_B, losses_BT.double().sum(dim=1))
+            if self.reference:
+                with torch.no_grad(), self.compute.autocast():
+                    _, reference_BT = self.reference(tokens_BS[:, :-1], tokens_BS[:, 1:], scale, None)
+                above_BT = (losses_BT.detach() - reference_BT).clamp(min=0)
+                excess_K.index_add_(0, domains_B, above_BT.double().sum(dim=1))
         queued = {"sums_K": self.ranks.sum_(sums_K)}
-        return queued | {"gram_nn": self.probe.gram()} if self.probe else queued
+        if self.reference:
+            queued["excess_K"] = self.ranks.sum_(excess_K)
+        if self.probe:
+            queued["gram_nn"] = self.probe.gram()
+        return queued
 
     def _mean_losses(self, batch: Batch, sums_K: Tensor) -> tuple[Array, float]:
         """(Mean loss per domain, NaN where absent [K]; mean loss of the batch), in nats."""
-        sums = sums_K.numpy()
+        return self._means(batch, sums_K), float(sums_K.sum() / self.settings.tokens_per_step)
+
+    def _means(self, batch: Batch, sums_K: Tensor) -> Array:
+        """Of sums over each domain's tokens; NaN where it has none. [K]"""
         tokens_K = batch.samples_K * self.settings.seq_len
-        losses_K = np.divide(sums, tokens_K, out=np.full(len(sums), math.nan), where=tokens_K > 0)
-        return losses_K, float(sums.sum() / self.settings.tokens_per_step)
+        return np.divide(sums_K.numpy(), tokens_K, out=np.full(len(tokens_K), math.nan), where=tokens_K > 0)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.compute.device.type == "cuda":
@@ -248,7 +268,7 @@ class Trainer:
         """(learning rate, norm of the gradient before clipping). Does nothing if a loss or the norm is not finite."""
         settings = self.settings
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)).detach()
-        lr = learning_rate(self.step, settings.steps, settings.lr, settings.lr_warmup)
+        lr = self.observation.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # Fused AdamW looks at this flag on the device, as it does for a gradient scaler: the host need not wait to know.
@@ -285,6 +305,10 @@ class Trainer:
 
     # Observations
 
+    def _learning_rate(self) -> float:
+        settings = self.settings
+        return learning_rate(self.step, settings.steps, settings.lr, settings.lr_warmup)
+
     def _first_observation(self) -> Observation:
         """Before the first batch every loss is taken to be that of a uniform prediction, ln(vocabulary)."""
         num_domains = len(self.corpus.names)
@@ -295,6 +319,7 @@ class Trainer:
             total_steps=self.settings.steps,
             tokens=0,
             total_tokens=self.settings.steps * self.settings.tokens_per_step,
+            learning_rate=self._learning_rate(),
             samples_K=np.zeros(num_domains),
             losses_K=np.full(num_domains, max_loss),
             previous_losses_K=np.full(num_domains, max_loss),
@@ -311,6 +336,7 @@ class Trainer:
             total_steps=last.total_steps,
             tokens=last.tokens + self.settings.tokens_per_step,
             total_tokens=last.total_tokens,
+            learning_rate=self._learning_rate(),
             samples_K=batch.samples_K.astype(np.float64),
             losses_K=np.where(np.isfinite(losses_K), losses_K, last.losses_K),
             previous_losses_K=last.losses_K,

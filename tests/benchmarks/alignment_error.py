@@ -29,7 +29,8 @@ from acodm_cli.engine.device import choose_compute
 from acodm_cli.engine.loss import token_losses
 from acodm_cli.engine.models import build_model, model_config
 from acodm_cli.engine.trainer import Trainer, TrainSettings
-from acodm_cli.mixing.mixer import Array, StaticMixer, uniform_weights
+from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
+from acodm_cli.mixing.mixer import Array
 from tests.benchmarks.environment import save
 
 BATCHES, PER_BATCH, EMA = 40, 20, 0.9

@@ -36,7 +36,8 @@ from acodm_cli.engine.models import build_model, model_config
 from acodm_cli.engine.trainer import Trainer, TrainSettings
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.settings import DEFAULT
-from acodm_cli.mixing.mixer import Mixer, StaticMixer, uniform_weights
+from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
+from acodm_cli.mixing.mixer import Mixer
 from tests.benchmarks.environment import save
 
 VOCABULARY = 50277

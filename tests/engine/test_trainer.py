@@ -22,7 +22,8 @@ from acodm_cli.errors import AcodmError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.policy import load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT
-from acodm_cli.mixing.mixer import Array, Mixer, Observation, StaticMixer, uniform_weights
+from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
+from acodm_cli.mixing.mixer import Array, Mixer, Observation
 
 SEQ_LEN = 32
 
@@ -58,7 +59,9 @@ def make_trainer(
 
 
 def static(depths: tuple[float, ...] = ()) -> StaticMixer:
-    return StaticMixer(np.array([0.4, 0.3, 0.2, 0.1]), depths=depths)
+    mixer = StaticMixer(np.array([0.4, 0.3, 0.2, 0.1]))
+    mixer.depths = depths
+    return mixer
 
 
 def test_learns_and_reports(corpus: Corpus) -> None:

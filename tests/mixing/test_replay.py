@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from acodm_cli.mixing.replay import ReplayMixer
+from acodm_cli.mixing.baselines.replay import ReplayMixer
 from tests.mixing.acodm.test_policy import observation
 
 WEIGHTS = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])

@@ -12,13 +12,13 @@ from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy
 from acodm_cli.mixing.acodm.reward import AlignmentReward, standardise
 from acodm_cli.mixing.acodm.settings import AgentSettings
 from acodm_cli.mixing.acodm.state import encode_state, state_size
-from acodm_cli.mixing.mixer import Array, Feedback, Observation, Report
+from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
 
 # Fewer transitions than this say nothing; the critics start to learn at it.
 LEAST_TRANSITIONS = 8
 
 
-class AcOdmLearner:
+class AcOdmLearner(Mixer):
     """Acts, is rewarded by gradient alignment, and learns, one transition and a few updates per step.
 
     In the warm-up it explores around the prior (or, if it continues a transferred policy, around that policy) and

@@ -16,7 +16,7 @@ from acodm_cli.mixing.acodm.agent import Agent
 from acodm_cli.mixing.acodm.networks import Actor
 from acodm_cli.mixing.acodm.settings import AgentSettings
 from acodm_cli.mixing.acodm.state import RunningNormalizer, encode_state, state_size
-from acodm_cli.mixing.mixer import Array, Feedback, Observation, Report
+from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
 
 POLICY_VERSION = 1
 MAX_POLICY_BYTES = 256 * 2**20
@@ -130,11 +130,10 @@ def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> N
             )
 
 
-class FrozenPolicy:
+class FrozenPolicy(Mixer):
     """Queries a trained actor with the live state of the run. No reward, no per-domain gradients, no critic."""
 
     name = "policy"
-    needs_gram = False
 
     def __init__(self, actor: Actor, normalizer: RunningNormalizer, settings: AgentSettings) -> None:
         self.actor = actor
@@ -149,9 +148,6 @@ class FrozenPolicy:
         keep = self.agent_settings.smoothing
         self.offsets_K = keep * self.offsets_K + (1 - keep) * self.actor.offsets(self.normalizer(state_S))
         return self.actor.weights(self.offsets_K).numpy().astype(np.float64)
-
-    def learn(self) -> None:
-        pass
 
     def observe(self, feedback: Feedback) -> Report:
         return Report(phase="policy")

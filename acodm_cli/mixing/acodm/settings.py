@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from acodm_cli.config import AgentPreset
-from acodm_cli.errors import UsageError
+from acodm_cli.mixing.options import with_options
 
 
 @dataclass(frozen=True)
@@ -143,30 +143,4 @@ def agent_settings(preset: AgentPreset, options: dict[str, str] | None = None) -
     Raises:
         UsageError: an option that is not a setting, or whose value does not have the setting's type.
     """
-    settings = PRESETS[preset]
-    types = {field.name: str(field.type) for field in fields(AgentSettings)}
-    changes: dict[str, Any] = {}
-    for name, text in (options or {}).items():
-        if name not in types:
-            raise UsageError(f"unknown agent option {name!r}; known: {', '.join(types)}")
-        try:
-            changes[name] = _parse(text, types[name])
-        except ValueError:
-            raise UsageError(f"agent option {name}={text!r} is not a {types[name]}") from None
-    return replace(settings, **changes)
-
-
-def _parse(text: str, kind: str) -> Any:
-    if "None" in kind and text.lower() == "none":
-        return None
-    if kind == "bool":
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    if kind == "int":
-        return int(text)
-    if kind.startswith("float"):
-        return float(text)
-    if text not in ("logit", "weight"):
-        raise ValueError(text)
-    return text
+    return with_options(PRESETS[preset], options, "ac-odm")

@@ -34,6 +34,7 @@ def observation(losses: tuple[float, ...] = (3.0, 2.0, 4.0)) -> Observation:
         total_steps=100,
         tokens=1000,
         total_tokens=10_000,
+        learning_rate=1e-3,
         samples_K=np.array([4.0, 2.0, 2.0]),
         losses_K=np.array(losses),
         previous_losses_K=np.array(losses) + 0.1,

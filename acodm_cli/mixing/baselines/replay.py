@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from acodm_cli.config import ReplayAlignment
-from acodm_cli.mixing.mixer import Array, Feedback, Observation, Report
+from acodm_cli.mixing.mixer import Array, Mixer, Observation
 
 
-class ReplayMixer:
+class ReplayMixer(Mixer):
     """Weights recorded at S steps, looked up by the progress, step or token count of the current run.
 
     weights_SK: recorded weights. tokens_S: cumulative predicted tokens after each recorded step. by:
@@ -20,8 +20,6 @@ class ReplayMixer:
     """
 
     name = "replay"
-    needs_gram = False
-    depths: tuple[float, ...] = ()
 
     def __init__(self, weights_SK: Array, tokens_S: Array, by: ReplayAlignment) -> None:
         assert len(weights_SK) == len(tokens_S) > 0
@@ -45,17 +43,5 @@ class ReplayMixer:
         fraction = position - below
         return (1 - fraction) * self.weights_SK[below] + fraction * self.weights_SK[above]
 
-    def learn(self) -> None:
-        pass
-
-    def observe(self, feedback: Feedback) -> Report:
-        return Report()
-
     def settings(self) -> dict[str, Any]:
         return {"by": self.by, "recorded_steps": len(self.weights_SK)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state

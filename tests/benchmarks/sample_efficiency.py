@@ -1,0 +1,351 @@
+"""Mixers against each other: same engine, text, seeds and budget.
+
+    python -m tests.benchmarks.sample_efficiency --name embedded
+    python -m tests.benchmarks.sample_efficiency --name minipile --data minipile/
+
+Each run is one `acodm` command, whose schedule file holds its settings and its validation losses; what is already there is not run
+again, and an unfinished run is resumed. Afterwards the table is printed, and results/sample_efficiency_NAME.{json,parquet,png} are
+written: the table, the tidy validation losses of all runs, and the plots.
+
+Mixers are given as NAME or NAME:OPTION=VALUE,…; `doremi` compares with the natural run of the same seed, `doremi-mean` and
+`doge-mean` train with the average weights of those runs, as their publications do. Of a proxy for --transfer-from MODEL, `policy`
+and `replay` drive the target, and `online` lets the transferred agent learn on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from acodm_cli.corpus.embedded import train_tokenizer
+from acodm_cli.corpus.readers import PLAIN, read_documents
+from acodm_cli.corpus.sources import FileSource, plan_corpus
+from acodm_cli.schedule.schedule import Schedule
+from tests.benchmarks.environment import RESULTS, save
+
+ALL = ["natural", "uniform", "temperature", "odm", "doge", "doge-mean", "doremi", "doremi-mean", "pike", "ado", "ac-odm-paper", "ac-odm"]  # fmt: skip
+# Those that decide while they train, and those whose weights are set before.
+STATIC = {"natural", "uniform", "temperature", "doremi-mean", "doge-mean"}
+BASELINES = ("natural", "uniform", "odm")
+# Runs that another one needs to be there.
+NEEDS = {"doremi": "natural", "doremi-mean": "doremi", "doge-mean": "doge"}
+TRANSFERS = ("policy", "replay", "online")
+FLOOR_SLACK = 1.05
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.folder = options.work / options.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, mixer: str, seed: int, proxy: bool = False) -> Path:
+        model = self.options.transfer_from if proxy else self.options.model
+        label = mixer.replace(":", "_").replace(",", "_").replace("=", "-")
+        return self.folder / f"{model}_{label}_{seed}.parquet"
+
+    def run_all(self) -> None:
+        for seed in self.options.seeds:
+            for mixer in self.options.mixers:
+                self.ensure(mixer, seed)
+
+    def ensure(self, mixer: str, seed: int, proxy: bool = False) -> Path:
+        """The schedule of a run, which is made unless it is there."""
+        path = self.path(mixer, seed, proxy)
+        if path.exists():
+            return path
+        if mixer in NEEDS:
+            self.ensure(NEEDS[mixer], seed, proxy)
+        command = [*self.command(mixer, seed, proxy), "--out", str(path)]
+        if path.with_name(f"{path.stem}.run").exists():
+            command = [*command[:2], "--out", str(path), "--resume"]
+        started = time.time()
+        done = subprocess.run(
+            [sys.executable, "-m", "acodm_cli", *command[1:]], capture_output=True, text=True, env=_alone()
+        )
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+        print(f"{path.stem}: {time.time() - started:.0f} s, {final(Schedule.read(path)):.4f}", flush=True)
+        return path
+
+    def command(self, mixer: str, seed: int, proxy: bool) -> list[str]:
+        o = self.options
+        name, _, text = mixer.partition(":")
+        options = text.split(",") if text else []
+        model = o.transfer_from if proxy else o.model
+        common = [
+            "--model",
+            model,
+            "--seed",
+            str(seed),
+            "--steps",
+            str(o.steps),
+            "--batch",
+            str(o.batch),
+            "--seq-len",
+            str(o.seq_len),
+        ]
+        common += [
+            "--validate-every",
+            str(max(1, o.steps // o.validations)),
+            "--validation-sequences",
+            str(o.validation_sequences),
+        ]
+        if o.data:
+            common += ["--data", str(o.data), "--tokenizer", str(self.tokenizer())]
+        common += o.arguments.split()
+        if name in TRANSFERS:
+            proxy_run = self.ensure("ac-odm", seed, proxy=True)
+            return ["acodm", "apply", "--schedule", str(proxy_run), "--mode", name, *common, "--save-model", str(self.folder / "target.model"), "--force"]  # fmt: skip
+        if name == "natural":
+            common += ["--save-model", str(self.path("natural", seed, proxy).with_suffix(".model")), "--force"]
+        if name == "doremi":
+            options.append(f"reference={self.path('natural', seed, proxy).with_suffix('.model')}")
+        if name.endswith("-mean"):
+            options.append(f"schedule={self.path(NEEDS[name], seed, proxy)}")
+            name = "fixed"
+        if name == "ac-odm-paper":
+            common += ["--agent", "paper"]
+            name = "ac-odm"
+        if self.options.prior:
+            common += ["--prior", self.options.prior]
+        pairs = [part for option in options for part in ("--mixer-option", option)]
+        return ["acodm", "proxy-train", "--mixer", name, *pairs, *common]
+
+    def tokenizer(self) -> Path:
+        """A byte-level BPE of 4096 tokens, trained once on the same share of every domain."""
+        if self.options.tokenizer:
+            return Path(self.options.tokenizer)
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            samples = []
+            for source in plan_corpus(str(self.options.data), PLAIN).sources:
+                assert isinstance(source, FileSource)
+                samples += _head(source, 400_000)
+            train_tokenizer(samples).save(str(path))
+        return path
+
+
+def _head(source: FileSource, characters: int) -> list[str]:
+    texts: list[str] = []
+    for file in source.train:
+        for document in read_documents(file, source.fields, lambda _: None):
+            if sum(map(len, texts)) > characters:
+                return texts
+            texts.append(document.text[:40_000])
+    return texts
+
+
+def _alone() -> dict[str, str]:
+    """Without what a launcher may have left in the environment."""
+    return {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+
+
+# Reading runs
+
+
+def validations(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """(steps_R, losses_RK in nats) of the steps with a validation."""
+    losses_SK = schedule.per_domain["validation_loss"].astype(np.float64)
+    rows = np.isfinite(losses_SK).all(axis=1)
+    return schedule.step_S[rows], losses_SK[rows]
+
+
+def perplexity(losses_RK: np.ndarray) -> np.ndarray:
+    """Validation perplexity, the unweighted mean over domains. [R]"""
+    return np.exp(losses_RK).mean(axis=1)
+
+
+def final(schedule: Schedule) -> float:
+    return float(validations(schedule)[1][-1].mean())
+
+
+def steps_to(target: float, steps_R: np.ndarray, values_R: np.ndarray) -> float:
+    """The step at which a falling curve first reaches the target, between validations by a line; NaN if it never does."""
+    reached = np.flatnonzero(values_R <= target)
+    if not len(reached):
+        return float("nan")
+    after = int(reached[0])
+    if after == 0:
+        return float(steps_R[0])
+    share = (values_R[after - 1] - target) / (values_R[after - 1] - values_R[after])
+    return float(steps_R[after - 1] + share * (steps_R[after] - steps_R[after - 1]))
+
+
+def calmness(schedule: Schedule) -> dict[str, float]:
+    """How the weights move after the first tenth: the median L1 change per step, the smallest entropy, the largest weight, and the
+    share of weights at their floor, which is the lowest that occurs if it occurs often."""
+    weights_SK = schedule.weights_SK[len(schedule) // 10 :]
+    changes_S = np.abs(np.diff(weights_SK, axis=0)).sum(axis=1)
+    return {
+        "l1_change_median": float(np.median(changes_S)),
+        "entropy_least": float(schedule.per_step["entropy"][len(schedule) // 10 :].min()),
+        "weight_least": float(weights_SK.min()),
+        "weight_most": float(weights_SK.max()),
+        "at_floor": float((weights_SK <= FLOOR_SLACK * weights_SK.min()).mean()),
+    }
+
+
+def tidy(bench: Bench) -> pd.DataFrame:
+    """One row per mixer, seed, validated step and domain, of the runs that are there."""
+    frames = []
+    for mixer in bench.options.mixers:
+        for seed in bench.options.seeds:
+            if bench.path(mixer, seed).exists():
+                schedule = Schedule.read(bench.path(mixer, seed))
+                steps_R, losses_RK = validations(schedule)
+                frame = pd.DataFrame(losses_RK, columns=schedule.domains).assign(mixer=mixer, seed=seed, step=steps_R)
+                frames.append(frame.melt(["mixer", "seed", "step"], var_name="domain", value_name="validation_loss"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def summary(bench: Bench) -> list[dict[str, Any]]:
+    """One row per mixer."""
+    runs = {
+        (mixer, seed): Schedule.read(bench.path(mixer, seed))
+        for mixer in bench.options.mixers
+        for seed in bench.options.seeds
+        if bench.path(mixer, seed).exists()
+    }
+    curves = {}
+    for key, schedule in runs.items():
+        steps_R, losses_RK = validations(schedule)
+        curves[key] = (steps_R, perplexity(losses_RK))
+    rows = []
+    for mixer in bench.options.mixers:
+        seeds = [seed for name, seed in runs if name == mixer]
+        if not seeds:
+            continue
+        losses_NK = np.stack([validations(runs[mixer, seed])[1][-1] for seed in seeds])
+        perplexities_N = perplexity(losses_NK)
+        losses_N = losses_NK.mean(axis=1)
+        worst = int(losses_NK.mean(axis=0).argmax())
+        row = {
+            "mixer": mixer,
+            "seeds": len(seeds),
+            "perplexity": float(perplexities_N.mean()),
+            "perplexity_sd": _deviation(perplexities_N),
+            "loss": float(losses_N.mean()),
+            "loss_sd": _deviation(losses_N),
+            "worst_domain": runs[mixer, seeds[0]].domains[worst],
+            "worst_loss": float(losses_NK.mean(axis=0)[worst]),
+        }
+        for baseline in BASELINES:
+            shares = []
+            for seed in seeds:
+                if (baseline, seed) in curves:
+                    steps_R, values_R = curves[baseline, seed]
+                    best = int(values_R.argmin())
+                    shares.append(steps_to(values_R[best], *curves[mixer, seed]) / steps_R[best])
+            row[f"steps_to_{baseline}"] = float(np.mean(shares)) if shares else float("nan")
+        calm = [calmness(runs[mixer, seed]) for seed in seeds]
+        row |= {name: float(np.mean([each[name] for each in calm])) for name in calm[0]}
+        rows.append(row)
+    return rows
+
+
+def _deviation(values_N: np.ndarray) -> float:
+    return float(values_N.std(ddof=1)) if len(values_N) > 1 else float("nan")
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """In Markdown, best first."""
+    heads = ["mixer", "seeds", "perplexity", "loss, nats", "worst domain", *(f"steps to {name}'s best" for name in BASELINES), "L1 change per step", "largest weight"]  # fmt: skip
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for row in sorted(rows, key=lambda row: row["perplexity"]):
+        shares = [row[f"steps_to_{name}"] for name in BASELINES]
+        cells = [
+            row["mixer"],
+            str(row["seeds"]),
+            f"{row['perplexity']:.2f} ± {row['perplexity_sd']:.2f}",
+            f"{row['loss']:.4f} ± {row['loss_sd']:.4f}",
+            f"{row['worst_domain']} {row['worst_loss']:.3f}",
+            *("never" if np.isnan(share) else f"{share:.0%}" for share in shares),
+            f"{row['l1_change_median']:.4f}",
+            f"{row['weight_most']:.2f}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
+def plot(frame: pd.DataFrame, path: Path, title: str) -> None:
+    """Perplexity against steps, each mixer's mean over seeds; and what it is below uniform's."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    curves = (
+        frame.assign(perplexity=np.exp(frame["validation_loss"]))
+        .groupby(["mixer", "seed", "step"])["perplexity"]
+        .mean()
+    )
+    table = curves.groupby(["mixer", "step"]).mean().unstack("mixer")
+    order = list(table.iloc[-1].sort_values().index)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    late = table[table.index >= table.index.max() * 0.2]
+    for number, name in enumerate(order):
+        ours = name.startswith("ac-odm")
+        style: dict[str, Any] = {
+            "color": "black" if name == "ac-odm" else f"C{number % 10}",
+            "linewidth": 2.5 if name == "ac-odm" else 1.2,
+            "linestyle": "-" if number < 10 or ours else "--",
+            "label": name,
+        }
+        axes[0].plot(late.index, late[name], **style)
+        if "uniform" in late:
+            axes[1].plot(late.index, 100 * (late[name] / late["uniform"] - 1), **style)
+    axes[0].set(xlabel="step", ylabel="validation perplexity, mean over domains", yscale="log")
+    axes[1].set(xlabel="step", ylabel="relative to uniform, %")
+    if "uniform" in late:
+        low = float((100 * (late.div(late["uniform"], axis=0) - 1)).min().min())
+        axes[1].set_ylim(1.3 * low - 0.5, 12)
+    axes[1].legend(fontsize=8, ncols=2)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the result, and of the folder of its runs")
+    parser.add_argument("--data", type=Path, help="as acodm's; default: the embedded corpus")
+    parser.add_argument("--tokenizer", help="default: one of 4096 tokens trained on --data")
+    parser.add_argument("--mixers", nargs="+", default=ALL)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", default="pythia-14m")
+    parser.add_argument("--transfer-from", default="pythia-14m", help="proxy of the mixers policy, replay and online")
+    parser.add_argument("--prior", help="as acodm's; default: uniform, or the manifest's")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--validations", type=int, default=24)
+    parser.add_argument("--validation-sequences", type=int, default=32)
+    parser.add_argument("--arguments", default="", help="more options for every acodm command, in one string")
+    parser.add_argument("--work", type=Path, default=Path("sample_efficiency_runs"), help="folder of the runs")
+    parser.add_argument("--report-only", action="store_true")
+    options = parser.parse_args()
+    bench = Bench(options)
+    if not options.report_only:
+        bench.run_all()
+    rows = summary(bench)
+    print_table(rows)
+    frame = tidy(bench)
+    frame.to_parquet(RESULTS / f"sample_efficiency_{options.name}.parquet", compression="zstd", index=False)
+    budget = f"{options.model}, {options.steps} steps of {options.batch} x {options.seq_len} tokens"
+    plot(
+        frame,
+        RESULTS / f"sample_efficiency_{options.name}.png",
+        f"{options.name}: {budget}, {len(options.seeds)} seeds",
+    )
+    save(f"sample_efficiency_{options.name}", {"runs": budget, "arguments": options.arguments, "table": rows}, None)
+
+
+if __name__ == "__main__":
+    main()
