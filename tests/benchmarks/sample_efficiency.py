@@ -19,7 +19,10 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,8 @@ class Bench:
         self.options = options
         self.folder = options.work / options.name
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Runs at the same time may need the same other one first.
+        self.locks: defaultdict[Path, Lock] = defaultdict(Lock)
 
     def path(self, mixer: str, seed: int, proxy: bool = False) -> Path:
         model = self.options.transfer_from if proxy else self.options.model
@@ -53,28 +58,36 @@ class Bench:
         return self.folder / f"{model}_{label}_{seed}.parquet"
 
     def run_all(self) -> None:
-        for seed in self.options.seeds:
-            for mixer in self.options.mixers:
-                self.ensure(mixer, seed)
+        if self.options.data:
+            self.tokenizer()
+        runs = [(mixer, seed) for mixer in self.options.mixers for seed in self.options.seeds]
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            for _ in pool.map(lambda run: self.ensure(*run), runs):
+                pass
 
     def ensure(self, mixer: str, seed: int, proxy: bool = False) -> Path:
         """The schedule of a run, which is made unless it is there."""
         path = self.path(mixer, seed, proxy)
-        if path.exists():
-            return path
         if mixer in NEEDS:
             self.ensure(NEEDS[mixer], seed, proxy)
+        with self.locks[path]:
+            if not path.exists():
+                self.make(path, mixer, seed, proxy)
+        return path
+
+    def make(self, path: Path, mixer: str, seed: int, proxy: bool) -> None:
         command = [*self.command(mixer, seed, proxy), "--out", str(path)]
         if path.with_name(f"{path.stem}.run").exists():
             command = [*command[:2], "--out", str(path), "--resume"]
         started = time.time()
+        threads = max(1, (os.cpu_count() or 1) // self.options.jobs)
+        environment = {"OMP_NUM_THREADS": str(threads)} | _alone()
         done = subprocess.run(
-            [sys.executable, "-m", "acodm_cli", *command[1:]], capture_output=True, text=True, env=_alone()
+            [sys.executable, "-m", "acodm_cli", *command[1:]], capture_output=True, text=True, env=environment
         )
         if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         print(f"{path.stem}: {time.time() - started:.0f} s, {final(Schedule.read(path)):.4f}", flush=True)
-        return path
 
     def command(self, mixer: str, seed: int, proxy: bool) -> list[str]:
         o = self.options
@@ -325,10 +338,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=128)
-    parser.add_argument("--validations", type=int, default=24)
+    parser.add_argument("--validations", type=int, default=12)
     parser.add_argument("--validation-sequences", type=int, default=32)
     parser.add_argument("--arguments", default="", help="more options for every acodm command, in one string")
     parser.add_argument("--work", type=Path, default=Path("sample_efficiency_runs"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     parser.add_argument("--report-only", action="store_true")
     options = parser.parse_args()
     bench = Bench(options)

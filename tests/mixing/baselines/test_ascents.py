@@ -1,0 +1,72 @@
+"""DoGE, DoReMi and PiKE: exponentiated-gradient ascents, each on its own signal."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from acodm_cli.mixing.baselines.doge import DogeMixer, DogeSettings
+from acodm_cli.mixing.baselines.doremi import DoremiMixer, DoremiSettings
+from acodm_cli.mixing.baselines.pike import PikeMixer, PikeSettings, gradient_noise
+from tests.mixing.feedback import feedback, observation
+
+PRIOR = np.array([0.5, 0.25, 0.25])
+GRAM = [[9.0, 1.0, 2.0], [1.0, 8.0, 3.0], [2.0, 3.0, 7.0]]
+
+
+def normalised(*values: float) -> list[float]:
+    return [value / sum(values) for value in values]
+
+
+def test_doge_by_hand() -> None:
+    """η_t / μ = 1e-3 / 0.05 = 0.02; W with the unbiased self terms 4, 5, 6 in place of the noisy 9, 8, 7."""
+    mixer = DogeMixer(PRIOR, DogeSettings(mu=0.05, uniform_share=0.0))
+    mixer.observe(feedback((0.5, 0.25, 0.25), gram_KK=GRAM, self_K=[4.0, 5.0, 6.0]))
+    exponents = [0.02 * (4 + 1 + 2), 0.02 * (1 + 5 + 3), 0.02 * (2 + 3 + 6)]
+    expected = normalised(*(p * math.exp(e) for p, e in zip(PRIOR, exponents, strict=True)))
+    assert mixer.weights(observation()) == pytest.approx(expected)
+
+
+def test_doge_mixes_uniform_into_what_is_executed() -> None:
+    mixer = DogeMixer(PRIOR, DogeSettings(uniform_share=0.3))
+    assert mixer.weights(observation()) == pytest.approx(0.7 * PRIOR + 0.1)
+    assert mixer.alpha_K == pytest.approx(PRIOR)
+
+
+def test_doremi_by_hand() -> None:
+    """η = 2, c = 0.1; the third domain was not drawn."""
+    mixer = DoremiMixer(PRIOR, DoremiSettings(step_size=2.0, smoothing=0.1))
+    mixer.observe(feedback((0.5, 0.25, 0.25), excess_K=[0.1, 0.5, math.nan]))
+    ascended = normalised(0.5 * math.exp(0.2), 0.25 * math.exp(1.0), 0.25)
+    assert mixer.weights(observation()) == pytest.approx([0.9 * a + 0.1 / 3 for a in ascended])
+
+
+def test_pike_by_hand() -> None:
+    """First batch, 4, 2 and 2 sequences: σ² = n (‖ĝ‖² - ‖g‖²) = 20, 6, 2; ζ₁‖g‖² - ζ₂σ²/2B with B = 8."""
+    mixer = PikeMixer(PRIOR, PikeSettings(zeta1=0.5, zeta2=0.5, update_share=0.01, uniform_share=0.0))
+    mixer.observe(feedback((0.5, 0.25, 0.25), gram_KK=GRAM, self_K=[4.0, 5.0, 6.0]))
+    exponents = [2.0 - 0.5 * 20 / 16, 2.5 - 0.5 * 6 / 16, 3.0 - 0.5 * 2 / 16]
+    expected = normalised(*(p * math.exp(e) for p, e in zip(PRIOR, exponents, strict=True)))
+    assert mixer.weights(observation()) == pytest.approx(expected)
+
+
+def test_pike_updates_at_intervals() -> None:
+    mixer = PikeMixer(PRIOR, PikeSettings(update_share=0.1, uniform_share=0.0))
+    for step in range(11, 20):
+        mixer.observe(feedback((0.5, 0.25, 0.25), step=step, gram_KK=GRAM, self_K=[4.0, 5.0, 6.0]))
+        assert mixer.weights(observation(step)) == pytest.approx(PRIOR)
+    mixer.observe(feedback((0.5, 0.25, 0.25), step=20, gram_KK=GRAM, self_K=[4.0, 5.0, 6.0]))
+    assert mixer.weights(observation(20))[2] > PRIOR[2]
+
+
+def test_gradient_noise_is_that_of_a_sequence() -> None:
+    """Gradients of single sequences with mean g and variance σ²: what a mean of n of them says of σ² is right on average."""
+    generator = np.random.default_rng(0)
+    mean_P, count = generator.standard_normal(20), 4
+    samples_RnP = mean_P + 0.7 * generator.standard_normal((4000, count, 20))
+    gram_R = (samples_RnP.mean(axis=1) ** 2).sum(axis=1)
+    first_RP, second_RP = samples_RnP[:, :2].mean(axis=1), samples_RnP[:, 2:].mean(axis=1)
+    self_R = (first_RP * second_RP).sum(axis=1)  # unbiased: two halves with noise of their own
+    assert gradient_noise(gram_R, self_R, np.full(4000, count)).mean() == pytest.approx(20 * 0.49, rel=0.1)
