@@ -21,7 +21,8 @@ from acodm_cli.mixing.baselines.static import uniform_weights
 from acodm_cli.mixing.mixer import Feedback
 from tests.alignment.reference import domain_gradients
 from tests.engine.test_trainer import make_trainer, static
-from tests.mixing.acodm.test_policy import observation
+from tests.mixing.acodm.test_agent import BY_GRADIENT
+from tests.mixing.feedback import observation
 
 
 @pytest.mark.parametrize("preset", [DEFAULT, replace(PAPER, hidden=64)], ids=["default", "paper"])
@@ -37,7 +38,7 @@ def test_trap_1_the_actor_is_stepped(corpus: Corpus, preset: object) -> None:
 
 def test_trap_2_standardised_rewards_still_move_the_actor() -> None:
     """The unweighted mean of z-scores is constant; weighted by α they favour the better domain."""
-    settings = replace(DEFAULT, gamma=0.0, actor_delay=1)
+    settings = replace(BY_GRADIENT, gamma=0.0)
     agent = Agent(4, torch.full((3,), 1 / 3), settings, seed=0)
     reward_K = torch.from_numpy(standardise(np.array([5.0, 1.0, 1.0]), np.ones(3, dtype=bool)))
     assert reward_K.mean().abs() < 1e-12

@@ -6,6 +6,7 @@ It knows states, actions on the simplex and per-domain rewards, nothing of langu
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 from acodm_cli.mixing.acodm.networks import Actor, Critic
 from acodm_cli.mixing.acodm.settings import AgentSettings
 from acodm_cli.mixing.acodm.state import RunningNormalizer
+
+TRAJECTORY_LENGTH = 4096
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,36 @@ def divergence_from_prior(weights_NK: Tensor, prior_K: Tensor) -> Tensor:
     return (weights_NK * (weights_NK / prior_K).log()).sum(dim=-1).mean()
 
 
+class Trajectory:
+    """States and the logit offsets that were executed in them, of the whole run, thinned to at most `capacity` of them: when it
+    is full every other one goes, and from then on half as many come."""
+
+    def __init__(self, capacity: int, state_size: int, num_domains: int) -> None:
+        assert capacity % 2 == 0
+        self.states_NS = torch.zeros(capacity, state_size, dtype=torch.float64)
+        self.offsets_NK = torch.zeros(capacity, num_domains)
+        self.count, self.stride, self.seen = 0, 1, 0
+
+    def add(self, state_S: Tensor, offsets_K: Tensor) -> None:
+        if self.count == len(self.states_NS):
+            self.count //= 2
+            self.stride *= 2
+            for column in (self.states_NS, self.offsets_NK):
+                column[: self.count] = column[::2].clone()
+        if self.seen % self.stride == 0:
+            self.states_NS[self.count], self.offsets_NK[self.count] = state_S, offsets_K
+            self.count += 1
+        self.seen += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        rows = {"states": self.states_NS[: self.count].clone(), "offsets": self.offsets_NK[: self.count].clone()}
+        return rows | {"count": self.count, "stride": self.stride, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.stride, self.seen = state["count"], state["stride"], state["seen"]
+        self.states_NS[: self.count], self.offsets_NK[: self.count] = state["states"], state["offsets"]
+
+
 def soft_update(targets: list[Tensor], sources: list[Tensor], tau: float) -> None:
     """θ̄ ← (1-τ) θ̄ + τ θ."""
     with torch.no_grad():
@@ -134,29 +167,65 @@ class Agent:
         self.normalizer = RunningNormalizer(state_size)
         self.replay = ReplayBuffer(settings.replay_capacity, state_size, len(prior_K))
         self.exploration = Exploration(len(prior_K), settings.noise_correlation)
-        self.smoothed_offsets_K = torch.zeros(len(prior_K))
+        self.trajectory = Trajectory(TRAJECTORY_LENGTH, state_size, len(prior_K))
+        self.offsets_K = torch.zeros(len(prior_K))
+        self.ascended_K = torch.zeros(len(prior_K))
         self.generator = torch.Generator().manual_seed(seed)
         self.updates = 0
 
     # Acting
 
     @torch.no_grad()
-    def act(self, state_S: Tensor, follow: Literal["prior", "actor"], noise: float) -> Tensor:
-        """Executed weights: around the prior, or the smoothed action of the actor; with noise. [K]"""
+    def act(
+        self, state_S: Tensor, follow: Literal["prior", "actor"], noise: float, initial_K: Tensor | None = None
+    ) -> Tensor:
+        """Executed weights, with noise. [K]
+
+        By gradient: around the prior, or the smoothed action of the actor. By mirror ascent: the logit offsets that were
+        ascended, from those of an initial policy if there is one (initial_K).
+        """
         settings = self.settings
-        if follow == "actor":
+        if settings.actor_update == "mirror":
+            self.offsets_K = self.ascended_K if initial_K is None else initial_K + self.ascended_K
+            self.trajectory.add(state_S, self.offsets_K)
+        elif follow == "actor":
             offsets_K = self.actor.offsets(self.normalizer(state_S))
             keep = settings.smoothing
-            self.smoothed_offsets_K = keep * self.smoothed_offsets_K + (1 - keep) * offsets_K
+            self.offsets_K = keep * self.offsets_K + (1 - keep) * offsets_K
         noise_K = noise * self.exploration(self.generator)
         if settings.noise_space == "logit":
-            return self.actor.weights(self.smoothed_offsets_K + noise_K)
-        weights_K = self.actor.weights(self.smoothed_offsets_K) + noise_K
+            return self.actor.weights(self.offsets_K + noise_K)
+        weights_K = self.actor.weights(self.offsets_K) + noise_K
         floor_K = settings.floor_share * self.actor.prior_K
         above_K = (weights_K - floor_K).clamp(min=0)
         return floor_K + (1 - settings.floor_share) * above_K / above_K.sum()
 
     # Learning
+
+    @torch.no_grad()
+    def ascend(self, action_K: Tensor, reward_K: Tensor, next_state_S: Tensor) -> None:
+        """One step of mirror ascent on Σ α_i y_i - λ KL(α ‖ initial policy), on the transition that was just seen.
+
+        The natural gradient on the simplex, in logits u: u_i ← u_i + η (A_i - λ u_i) with A_i = (1-γ) (y_i - Σ_j α_j y_j)
+        and y = r + γ Q̄(s', μ̄(s')). DDPG differentiates the critic; of a few hundred noisy transitions its values can be
+        learned, its slopes cannot. So the values are used: the critic's say what is lasting of a noisy reward. With γ = 0
+        it is the exponentiated gradient of DoGE (2310.15393), anchored.
+        """
+        s = self.settings
+        after_1S = self.normalizer(next_state_S)[None]
+        next_weights_1K = self.target_actor(after_1S)
+        values = [critic(after_1S, next_weights_1K) for critic in self.target_critics]
+        y_K = critic_target(reward_K.float()[None], s.gamma, next_weights_1K, values)[0]
+        advantage_K = (1 - s.gamma) * (y_K - (action_K.float() * y_K).sum())
+        ascended_K = self.ascended_K + s.step_size * (advantage_K - s.anchor * self.ascended_K)
+        bound = math.inf if s.logit_bound is None else s.logit_bound
+        self.ascended_K = (ascended_K - ascended_K.mean()).clamp(-bound, bound)
+
+    def distil(self, updates: int) -> None:
+        """Fit the actor to all that was executed, so that it can be queried without any reward; by mirror ascent alone."""
+        if self.settings.actor_update == "mirror":
+            for _ in range(updates):
+                self._fit_actor()
 
     def update(self, train_actor: bool = True) -> tuple[float, float | None]:
         """One update of the critics and, every `actor_delay` calls, of the actor; then of the targets.
@@ -169,7 +238,11 @@ class Agent:
         critic_loss = self._update_critics(batch, states_NS)
         self.updates += 1
         objective = None
-        if train_actor and self.updates % self.settings.actor_delay == 0:
+        if self.settings.actor_update == "mirror":
+            self._fit_actor()
+            with torch.no_grad():
+                objective = float(actor_objective(batch.actions_NK, self.critics[0](states_NS, batch.actions_NK)))
+        elif train_actor and self.updates % self.settings.actor_delay == 0:
             objective = self._update_actor(states_NS)
         for name in ("actor", "critics"):
             soft_update(self.parameters[f"target_{name}"], self.parameters[name], self.settings.tau)
@@ -199,6 +272,15 @@ class Agent:
         self._step(self.actor_optimizer, self.parameters["actor"], penalty - objective)
         return float(objective.detach())
 
+    def _fit_actor(self) -> None:
+        rows_N = torch.randint(self.trajectory.count, (self.settings.batch_size,), generator=self.generator)
+        states_NS = self.normalizer(self.trajectory.states_NS[rows_N])
+        # The state begins with the counts of the last batch, from which an actor would read its own last action and repeat it.
+        counts, shuffled_N = len(self.prior_K), torch.randperm(len(rows_N), generator=self.generator)
+        states_NS[:, :counts] = states_NS[shuffled_N, :counts]
+        loss = F.mse_loss(self.actor.offsets(states_NS), self.trajectory.offsets_NK[rows_N])
+        self._step(self.actor_optimizer, self.parameters["actor"], loss)
+
     def _step(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor], loss: Tensor) -> None:
         # Gradients of these parameters only: the actor's loss also flows through the critic, which must not keep it.
         gradients = torch.autograd.grad(loss, parameters)
@@ -220,7 +302,9 @@ class Agent:
             "replay": self.replay.state_dict(),
             "noise": self.exploration.value_K,
             "noise_started": self.exploration.started,
-            "smoothed_offsets": self.smoothed_offsets_K,
+            "trajectory": self.trajectory.state_dict(),
+            "offsets": self.offsets_K,
+            "ascended": self.ascended_K,
             "generator": self.generator.get_state(),
             "updates": self.updates,
         }
@@ -232,6 +316,8 @@ class Agent:
         self.replay.load_state_dict(state["replay"])
         self.exploration.value_K = state["noise"]
         self.exploration.started = state["noise_started"]
-        self.smoothed_offsets_K = state["smoothed_offsets"]
+        self.trajectory.load_state_dict(state["trajectory"])
+        self.offsets_K = state["offsets"]
+        self.ascended_K = state["ascended"]
         self.generator.set_state(state["generator"])
         self.updates = state["updates"]

@@ -143,11 +143,15 @@ class FrozenPolicy(Mixer):
         self.offsets_K = torch.zeros(actor.prior_K.shape[0])
 
     @torch.no_grad()
-    def weights(self, observation: Observation) -> Array:
-        state_S = torch.from_numpy(encode_state(observation))
+    def act(self, state_S: Tensor) -> Tensor:
+        """Logit offsets from the prior, smoothed over steps. [K]"""
         keep = self.agent_settings.smoothing
         self.offsets_K = keep * self.offsets_K + (1 - keep) * self.actor.offsets(self.normalizer(state_S))
-        return self.actor.weights(self.offsets_K).numpy().astype(np.float64)
+        return self.offsets_K
+
+    def weights(self, observation: Observation) -> Array:
+        offsets_K = self.act(torch.from_numpy(encode_state(observation)))
+        return self.actor.weights(offsets_K).numpy().astype(np.float64)
 
     def observe(self, feedback: Feedback) -> Report:
         return Report(phase="policy")

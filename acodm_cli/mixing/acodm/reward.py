@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,30 @@ class AlignmentReward:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.average.load_state_dict(state)
+
+
+def domain_costs(losses_K: Array, objective: Literal["loss", "perplexity"]) -> Array:
+    """What a nat of each domain's loss is worth, with a mean of 1: d objective / d ℓ_i. [K]
+
+    All the same for the mean loss; for the mean perplexity Σ exp(ℓ_i) / K, in proportion to exp(ℓ_i). With costs c_j, the
+    reward is the first-order decrease of the objective: Σ_j c_j ⟨g_i, g_j⟩ in place of Σ_j ⟨g_i, g_j⟩.
+    """
+    if objective == "loss":
+        return np.ones_like(losses_K)
+    costs_K = np.exp(losses_K - losses_K.max())
+    return costs_K / costs_K.mean()
+
+
+def relative(reward_K: Array, seen_K: NDArray[np.bool_]) -> Array:
+    """Rewards over their mean size, minus 1; within ±3, zero for domains not seen.
+
+    Free of the gradients' scale as z-scores are. But where all rewards are alike, these are all near zero: z-scores would blow
+    up the noise that is left, and the weights would follow it.
+    """
+    size = np.abs(reward_K[seen_K]).mean() if seen_K.any() else 0.0
+    if size == 0:
+        return np.zeros_like(reward_K)
+    return np.where(seen_K, (reward_K / size - 1).clip(-3, 3), 0.0)
 
 
 def standardise(reward_K: Array, seen_K: NDArray[np.bool_]) -> Array:

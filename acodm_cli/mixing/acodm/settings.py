@@ -13,14 +13,17 @@ from acodm_cli.mixing.options import with_options
 class AgentSettings:
     """hidden, layers: size of the actor's and critic's networks. depths: how many relative depths of the model
     the state reads weight norms at. ema: ξ of the reward. self_term: whether the reward adds the unbiased ‖g_i‖² to the
-    paper's W_i, which makes it the first-order decrease of the summed domain losses. gamma: γ. tau: soft target update τ. batch_size,
-    replay_capacity: transitions. updates_per_step: agent updates per training step. warmup_share: share of the
+    paper's W_i, which makes it the first-order decrease of the summed domain losses. importance: whether it is divided by P.
+    objective: whose first-order decrease it is: of the mean `loss` over domains, as in the paper, or of their mean `perplexity`.
+    scale: of the rewards that the agent sees, `z-score` over domains or `relative` to their mean size. gamma: γ. tau: soft target
+    update τ. actor_update: `gradient` is DDPG's; `mirror` lets the executed logits ascend by y = r + γ Q̄ and fits the actor to
+    them (see `agent`). step_size: η of that ascent. batch_size, replay_capacity: transitions. updates_per_step: agent updates per training step. warmup_share: share of the
     run's steps that explore around the prior before the actor decides; warmup_least: at least so many.
     noise_space, warmup_noise, noise: exploration noise N(0, noise²) on the logits or on the weights, in the
     warm-up and after it; noise_correlation: of consecutive steps. smoothing: share of the previous step's logit
     offsets kept in the executed ones. logit_bound: largest offset from log(prior) before centring, None for no
     bound. floor_share: share of the prior mixed into every action, so that no domain starves. anchor: weight of
-    KL(α ‖ prior) in the actor's objective. quadratic_action: whether the critic adds a
+    KL(α ‖ prior) in what the policy ascends; of a transferred policy, the divergence from that. quadratic_action: whether the critic adds a
     quadratic function of the action. twin_critics, actor_delay, target_noise: TD3's additions (1802.09477).
     huber: Huber instead of squared error for the critic. grad_clip: of the agent's own gradients, None for none.
     """
@@ -30,8 +33,13 @@ class AgentSettings:
     depths: int
     ema: float
     self_term: bool
+    importance: bool
+    objective: Literal["loss", "perplexity"]
+    scale: Literal["z-score", "relative"]
     gamma: float
     tau: float
+    actor_update: Literal["gradient", "mirror"]
+    step_size: float
     actor_lr: float
     critic_lr: float
     batch_size: int
@@ -76,8 +84,13 @@ PAPER = AgentSettings(
     depths=7,
     ema=0.9,
     self_term=False,
+    importance=True,
+    objective="loss",
+    scale="z-score",
     gamma=0.95,
     tau=0.001,
+    actor_update="gradient",
+    step_size=0.0,
     actor_lr=1e-4,
     critic_lr=1e-4,
     batch_size=32,
@@ -101,16 +114,21 @@ PAPER = AgentSettings(
     grad_clip=None,
 )
 
-# What a few hundred to a few thousand noisy transitions can learn from: small networks, a critic
-# that knows the action's curvature, a short horizon, bounded and smoothed actions.
+# What a few hundred to a few thousand noisy transitions can learn from; each choice is a row of the ablation
+# (tests/benchmarks/results/ablation.md).
 DEFAULT = AgentSettings(
     hidden=128,
     layers=2,
     depths=5,
     ema=0.9,
     self_term=True,
-    gamma=0.5,
-    tau=0.01,
+    importance=True,
+    objective="perplexity",
+    scale="relative",
+    gamma=0.9,
+    tau=0.05,
+    actor_update="mirror",
+    step_size=0.05,
     actor_lr=1e-3,
     critic_lr=3e-3,
     batch_size=64,
@@ -119,13 +137,13 @@ DEFAULT = AgentSettings(
     warmup_share=0.05,
     warmup_least=10,
     noise_space="logit",
-    warmup_noise=0.3,
-    noise=0.2,
+    warmup_noise=0.1,
+    noise=0.0,
     noise_correlation=0.5,
     smoothing=0.8,
-    logit_bound=1.0,
+    logit_bound=3.0,
     floor_share=0.1,
-    anchor=0.0,
+    anchor=0.6,
     quadratic_action=True,
     twin_critics=True,
     actor_delay=2,

@@ -8,11 +8,15 @@ import torch
 from torch import nn
 
 from acodm_cli.errors import UsageError
-from acodm_cli.mixing.acodm.agent import Agent, actor_objective, critic_target
+from acodm_cli.mixing.acodm.agent import Agent, Trajectory, actor_objective, critic_target
 from acodm_cli.mixing.acodm.networks import Actor
 from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER, AgentSettings, agent_settings
 
 STATE = 12
+# The default's networks and critic, with DDPG's own update of the actor.
+BY_GRADIENT = replace(
+    DEFAULT, actor_update="gradient", actor_delay=1, anchor=0.0, logit_bound=1.0, warmup_noise=0.3, noise=0.2, tau=0.01
+)
 
 
 def snapshot(module: nn.Module) -> list[torch.Tensor]:
@@ -57,8 +61,70 @@ def distance_after(settings: AgentSettings, num_domains: int, seed: int, updates
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_default_learns_the_identity_task(seed: int) -> None:
-    before, after = distance_after(replace(DEFAULT, gamma=0.0), 5, seed, updates=400)
+    before, after = distance_after(replace(BY_GRADIENT, actor_delay=2, gamma=0.0), 5, seed, updates=400)
     assert after < 0.1, (before, after)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_mirror_ascent_finds_where_all_rewards_are_equal(seed: int, gamma: float) -> None:
+    """Diminishing returns, w*_i / w_i, in noise of the same size: equal at w* only. The distilled actor knows the way there."""
+    generator = torch.Generator().manual_seed(seed)
+    best_K = torch.softmax(0.5 * torch.randn(5, generator=generator), 0)
+    agent = Agent(STATE, torch.full((5,), 0.2), replace(DEFAULT, gamma=gamma, anchor=0.0), seed)
+    executed = []
+    for step in range(400):
+        state_S, next_state_S = torch.zeros(2, STATE, dtype=torch.float64)
+        state_S[-1], next_state_S[-1] = step / 400, (step + 1) / 400
+        agent.normalizer.update(next_state_S.numpy())
+        executed.append(agent.act(state_S, "actor", 0.0))
+        reward_K = best_K / executed[-1] - 1 + 0.5 * torch.randn(5, generator=generator)
+        agent.replay.add(state_S, executed[-1], reward_K, next_state_S)
+        agent.ascend(executed[-1], reward_K, next_state_S)
+        if step > 8:
+            agent.update()
+    late_K = torch.stack(executed[-50:]).mean(0)
+    assert float((late_K - best_K).abs().sum()) < 0.15
+    agent.distil(1000)
+    states_NS = torch.zeros(400, STATE, dtype=torch.float64)
+    states_NS[:, -1] = torch.arange(400) / 400
+    with torch.no_grad():
+        told_NK = agent.actor(agent.normalizer(states_NS))
+    assert float((told_NK - torch.stack(executed)).abs().sum(-1).mean()) < 0.05
+
+
+def test_mirror_ascent_by_hand() -> None:
+    """γ = 0, η = 0.1, λ = 0.5, one reward of 1: u ← u + 0.1 (A - 0.5 u), A = r - Σ α r, then mean-centred."""
+    settings = replace(DEFAULT, gamma=0.0, step_size=0.1, anchor=0.5)
+    agent = Agent(STATE, torch.full((4,), 0.25), settings, seed=0)
+    state_S, reward_K = torch.zeros(STATE, dtype=torch.float64), torch.tensor([1.0, 0.0, 0.0, 0.0])
+    expected_K = torch.zeros(4)
+    for _ in range(2):
+        action_K = agent.act(state_S, "actor", 0.0)
+        agent.ascend(action_K, reward_K, state_S)
+        expected_K = expected_K + 0.1 * (reward_K - action_K[0] - 0.5 * expected_K)
+        expected_K = expected_K - expected_K.mean()
+        assert torch.allclose(agent.ascended_K, expected_K)
+
+
+def test_mirror_ascent_settles_at_the_anchored_optimum() -> None:
+    """Constant rewards: Σ α_i r_i - λ KL(α ‖ prior) is largest at α ∝ prior exp(r / λ)."""
+    prior_K = torch.tensor([0.5, 0.2, 0.2, 0.1])
+    agent = Agent(STATE, prior_K, replace(DEFAULT, gamma=0.0, anchor=0.5, floor_share=0.0), seed=0)
+    state_S, reward_K = torch.zeros(STATE, dtype=torch.float64), torch.tensor([0.0, 0.4, -0.3, 0.1])
+    for _ in range(500):
+        agent.ascend(agent.act(state_S, "actor", 0.0), reward_K, state_S)
+    best_K = prior_K * (reward_K / 0.5).exp()
+    assert torch.allclose(agent.act(state_S, "actor", 0.0), best_K / best_K.sum(), atol=1e-4)
+
+
+def test_trajectory_spans_the_run() -> None:
+    trajectory = Trajectory(8, 1, 1)
+    for step in range(100):
+        trajectory.add(torch.tensor([step], dtype=torch.float64), torch.tensor([float(step)]))
+    kept = trajectory.states_NS[: trajectory.count, 0].tolist()
+    assert kept == [0.0, 16.0, 32.0, 48.0, 64.0, 80.0, 96.0]
+    assert trajectory.offsets_NK[: trajectory.count, 0].tolist() == kept
 
 
 @pytest.mark.slow
@@ -68,11 +134,13 @@ def test_paper_moves_toward_the_optimum(seed: int) -> None:
     assert after < 0.75 * before, (before, after)
 
 
-@pytest.mark.parametrize("preset", [DEFAULT, PAPER], ids=["default", "paper"])
+@pytest.mark.parametrize("preset", [DEFAULT, BY_GRADIENT, PAPER], ids=["default", "by gradient", "paper"])
 def test_every_network_moves_and_targets_follow_by_tau(preset: AgentSettings) -> None:
     settings = replace(preset, actor_delay=1, batch_size=16, replay_capacity=64, hidden=32, layers=2)
     agent = Agent(STATE, torch.full((4,), 0.25), settings, seed=0)
     fill(agent, 40, 4)
+    agent.ascended_K = torch.tensor([0.3, 0.1, -0.1, -0.3])
+    agent.act(torch.randn(STATE, dtype=torch.float64), "actor", 0.0)
     before = {name: snapshot(getattr(agent, name)) for name in ("actor", "critics", "target_actor", "target_critics")}
     # The critic's last layer starts at zero: its first update moves only that layer, the second moves all.
     for _ in range(3):
@@ -87,7 +155,7 @@ def test_every_network_moves_and_targets_follow_by_tau(preset: AgentSettings) ->
 
 
 def test_actor_update_leaves_no_gradient_in_the_critic() -> None:
-    agent = Agent(STATE, torch.full((4,), 0.25), replace(DEFAULT, actor_delay=1), seed=0)
+    agent = Agent(STATE, torch.full((4,), 0.25), BY_GRADIENT, seed=0)
     fill(agent, 40, 4)
     agent.update()
     assert all(parameter.grad is None for parameter in agent.critics.parameters())
@@ -130,8 +198,9 @@ def test_state_dict_continues_exactly() -> None:
 
     original = make()
     fill(original, 40, 4)
-    original.update()
     original.act(torch.ones(STATE, dtype=torch.float64), "actor", 0.3)
+    original.update()
+    original.ascend(torch.full((4,), 0.25), torch.arange(4), torch.ones(STATE, dtype=torch.float64))
     resumed = make()
     resumed.load_state_dict(copy.deepcopy(original.state_dict()))
     for agent in (original, resumed):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,37 +13,20 @@ from acodm_cli.mixing.acodm.agent import Agent
 from acodm_cli.mixing.acodm.policy import dump_policy, load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER
 from acodm_cli.mixing.acodm.state import encode_state, state_size
-from acodm_cli.mixing.mixer import Observation
+from tests.mixing.feedback import observation
 
 DOMAINS = ["a", "b", "c"]
 
 
 def trained_agent() -> Agent:
-    agent = Agent(state_size(3, DEFAULT.depths), torch.tensor([0.5, 0.3, 0.2]), DEFAULT, seed=0)
+    settings = replace(DEFAULT, actor_update="gradient")  # whose actor acts while it learns, too
+    agent = Agent(state_size(3, DEFAULT.depths), torch.tensor([0.5, 0.3, 0.2]), settings, seed=0)
     with torch.no_grad():
         for parameter in agent.actor.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=agent.generator))
     for state_S in np.random.default_rng(0).standard_normal((5, state_size(3, DEFAULT.depths))):
         agent.normalizer.update(state_S)
     return agent
-
-
-def observation(losses: tuple[float, ...] = (3.0, 2.0, 4.0)) -> Observation:
-    norms = np.linspace(1, 2, DEFAULT.depths)
-    return Observation(
-        step=10,
-        total_steps=100,
-        tokens=1000,
-        total_tokens=10_000,
-        learning_rate=1e-3,
-        samples_K=np.array([4.0, 2.0, 2.0]),
-        losses_K=np.array(losses),
-        previous_losses_K=np.array(losses) + 0.1,
-        max_loss=6.0,
-        weight_norms_L=norms * 1.1,
-        initial_norms_L=norms,
-        update_norms_L=norms * 0.01,
-    )
 
 
 def tampered(change: str) -> bytes:
@@ -89,7 +73,7 @@ def test_round_trip_acts_alike() -> None:
 
 def test_reads_the_live_state() -> None:
     first, second = (load_policy(dump_policy(trained_agent(), DOMAINS), DOMAINS, DEFAULT) for _ in range(2))
-    assert not np.allclose(first.weights(observation()), second.weights(observation((1.0, 5.0, 2.0))))
+    assert not np.allclose(first.weights(observation()), second.weights(observation(losses=(1.0, 5.0, 2.0))))
 
 
 @pytest.mark.parametrize(

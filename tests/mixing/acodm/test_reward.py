@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from acodm_cli.mixing.acodm.reward import AlignmentReward, standardise
+from acodm_cli.mixing.acodm.reward import AlignmentReward, domain_costs, relative, standardise
 
 
 def test_importance_corrected_average_by_hand() -> None:
@@ -69,3 +69,21 @@ def test_self_term_by_hand() -> None:
     assert np.allclose(first, [2 + 2, 4 + 5, 4 + 8])
     second = reward.update(gram_KK, weights_K, all_K, np.array([np.nan, 1.0, 4.0]))
     assert np.allclose(second, [2 + 2, 4 + 4, 4 + 12])
+
+
+def test_relative_rewards_by_hand() -> None:
+    all_K = np.ones(3, dtype=bool)
+    assert np.allclose(relative(np.array([1.0, 2.0, 3.0]), all_K), [-0.5, 0.0, 0.5])
+    assert np.allclose(relative(np.array([1.0, 2.0, 99.0]), np.array([True, True, False])), [-1 / 3, 1 / 3, 0.0])
+    assert np.allclose(relative(np.array([2.0, 2.0, 2.02]), all_K), 0, atol=0.01), "alike: near zero, unlike z-scores"
+    assert relative(np.array([0.0, 0.0, 1.0, *[0.0] * 9]), np.ones(12, dtype=bool)).max() == 3.0
+    assert not relative(np.zeros(3), all_K).any()
+
+
+def test_costs_are_the_slope_of_the_objective() -> None:
+    losses_K, nudge_K = np.array([2.0, 3.0, 5.0]), np.array([1e-6, 0.0, 0.0])
+    slopes_K = [
+        (np.exp(losses_K + np.roll(nudge_K, i)).mean() - np.exp(losses_K).mean()) / nudge_K.sum() for i in range(3)
+    ]
+    assert np.allclose(domain_costs(losses_K, "perplexity"), slopes_K / np.mean(slopes_K), rtol=1e-5)
+    assert domain_costs(losses_K, "loss").tolist() == [1.0, 1.0, 1.0]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from acodm_cli.mixing.acodm.state import RunningNormalizer, encode_state, state_size
-from tests.mixing.acodm.test_policy import observation
+from tests.mixing.feedback import observation
 
 
 def test_layout_by_hand() -> None:

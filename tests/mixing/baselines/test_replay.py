@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from acodm_cli.mixing.baselines.replay import ReplayMixer
-from tests.mixing.acodm.test_policy import observation
+from tests.mixing.feedback import observation
 
 WEIGHTS = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
 TOKENS = np.array([100.0, 200.0, 300.0])
