@@ -3,9 +3,9 @@
     python -m tests.benchmarks.sample_efficiency --name embedded
     python -m tests.benchmarks.sample_efficiency --name minipile --data minipile/
 
-Each run is one `acodm` command, whose schedule file holds its settings and its validation losses; what is already there is not run
-again, and an unfinished run is resumed. Afterwards the table is printed, and results/sample_efficiency_NAME.{json,parquet,png} are
-written: the table, the tidy validation losses of all runs, and the plots.
+Each run is one `acodm` command. What the table needs of it goes to results/sample_efficiency_NAME.parquet as soon as it is done, and
+runs found there are not repeated (--again repeats them); an unfinished run is resumed. Afterwards the table is printed, and
+results/sample_efficiency_NAME.{json,png} are written: the table and the plots.
 
 Mixers are given as NAME or NAME:OPTION=VALUE,…; `doremi` compares with the natural run of the same seed, `doremi-mean` and
 `doge-mean` train with the average weights of those runs, as their publications do. Of a proxy for --transfer-from MODEL, `policy`
@@ -42,6 +42,7 @@ BASELINES = ("natural", "uniform", "odm")
 NEEDS = {"doremi": "natural", "doremi-mean": "doremi", "doge-mean": "doge"}
 TRANSFERS = ("policy", "replay", "online")
 FLOOR_SLACK = 1.05
+CALM = ["l1_change_median", "entropy_least", "weight_least", "weight_most", "at_floor"]
 
 
 class Bench:
@@ -49,6 +50,7 @@ class Bench:
         self.options = options
         self.folder = options.work / options.name
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.record = Record(RESULTS / f"sample_efficiency_{options.name}.parquet", options)
         # Runs at the same time may need the same other one first.
         self.locks: defaultdict[Path, Lock] = defaultdict(Lock)
 
@@ -62,8 +64,12 @@ class Bench:
             self.tokenizer()
         runs = [(mixer, seed) for mixer in self.options.mixers for seed in self.options.seeds]
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            for _ in pool.map(lambda run: self.ensure(*run), runs):
+            for _ in pool.map(lambda run: self.run(*run), runs):
                 pass
+
+    def run(self, mixer: str, seed: int) -> None:
+        if self.options.again or not self.record.holds(mixer, seed):
+            self.record.add(self.ensure(mixer, seed), mixer, seed)
 
     def ensure(self, mixer: str, seed: int, proxy: bool = False) -> Path:
         """The schedule of a run, which is made unless it is there."""
@@ -165,6 +171,50 @@ def _alone() -> dict[str, str]:
 # Reading runs
 
 
+class Record:
+    """What the table needs of every run, in a tidy file: one row per mixer, seed, validated step and domain.
+
+    weight: mean since the validation before. budget: what must be the same for runs to be compared. The rest as of `calmness`.
+    """
+
+    def __init__(self, path: Path, options: argparse.Namespace) -> None:
+        o = options
+        self.path = path
+        self.lock = Lock()
+        self.budget = f"{o.model}, {o.steps} steps of {o.batch} x {o.seq_len} tokens, prior {o.prior or 'uniform'} {o.arguments}".strip()
+        self.frame = pd.read_parquet(path) if path.exists() else pd.DataFrame({"mixer": [], "seed": [], "budget": []})
+        if (other := set(self.frame["budget"]) - {self.budget}) and len(self.frame):
+            raise SystemExit(f"{path.name} holds runs of another budget: {other}; give another --name, or remove it")
+
+    def holds(self, mixer: str, seed: int) -> bool:
+        return bool(((self.frame["mixer"] == mixer) & (self.frame["seed"] == seed)).any())
+
+    def add(self, path: Path, mixer: str, seed: int) -> None:
+        schedule = Schedule.read(path)
+        steps_R, losses_RK = validations(schedule)
+        rows_S = np.searchsorted(steps_R, schedule.step_S)
+        weights_RK = pd.DataFrame(schedule.weights_SK).groupby(rows_S).mean().to_numpy()
+        rows, domains = len(steps_R), len(schedule.domains)
+        found = pd.DataFrame(
+            {
+                "mixer": mixer,
+                "seed": seed,
+                "step": np.repeat(steps_R, domains),
+                "domain": np.tile(schedule.domains, rows),
+                "validation_loss": losses_RK.ravel(),
+                "weight": weights_RK.ravel(),
+                "budget": self.budget,
+                **calmness(schedule),
+            }
+        )
+        with self.lock:
+            others = self.frame[(self.frame["mixer"] != mixer) | (self.frame["seed"] != seed)]
+            self.frame = pd.concat([others, found], ignore_index=True) if len(others) else found
+            partial = self.path.with_suffix(".partial")
+            self.frame.to_parquet(partial, compression="zstd", index=False)
+            partial.rename(self.path)
+
+
 def validations(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     """(steps_R, losses_RK in nats) of the steps with a validation."""
     losses_SK = schedule.per_domain["validation_loss"].astype(np.float64)
@@ -207,40 +257,21 @@ def calmness(schedule: Schedule) -> dict[str, float]:
     }
 
 
-def tidy(bench: Bench) -> pd.DataFrame:
-    """One row per mixer, seed, validated step and domain, of the runs that are there."""
-    frames = []
-    for mixer in bench.options.mixers:
-        for seed in bench.options.seeds:
-            if bench.path(mixer, seed).exists():
-                schedule = Schedule.read(bench.path(mixer, seed))
-                steps_R, losses_RK = validations(schedule)
-                frame = pd.DataFrame(losses_RK, columns=schedule.domains).assign(mixer=mixer, seed=seed, step=steps_R)
-                frames.append(frame.melt(["mixer", "seed", "step"], var_name="domain", value_name="validation_loss"))
-    return pd.concat(frames, ignore_index=True)
-
-
-def summary(bench: Bench) -> list[dict[str, Any]]:
+def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One row per mixer."""
-    runs = {
-        (mixer, seed): Schedule.read(bench.path(mixer, seed))
-        for mixer in bench.options.mixers
-        for seed in bench.options.seeds
-        if bench.path(mixer, seed).exists()
+    by_step = frame.assign(perplexity=np.exp(frame["validation_loss"])).groupby(["mixer", "seed", "step"])["perplexity"]
+    curves: dict[tuple[str, int], pd.Series] = {
+        (str(mixer), int(seed)): curve.droplevel(["mixer", "seed"])  # type: ignore[call-overload]
+        for (mixer, seed), curve in by_step.mean().groupby(["mixer", "seed"])  # type: ignore[misc]
     }
-    curves = {}
-    for key, schedule in runs.items():
-        steps_R, losses_RK = validations(schedule)
-        curves[key] = (steps_R, perplexity(losses_RK))
     rows = []
-    for mixer in bench.options.mixers:
-        seeds = [seed for name, seed in runs if name == mixer]
-        if not seeds:
-            continue
-        losses_NK = np.stack([validations(runs[mixer, seed])[1][-1] for seed in seeds])
-        perplexities_N = perplexity(losses_NK)
-        losses_N = losses_NK.mean(axis=1)
-        worst = int(losses_NK.mean(axis=0).argmax())
+    for mixer in frame["mixer"].unique():
+        seeds = sorted(seed for name, seed in curves if name == mixer)
+        part = frame[frame["mixer"] == mixer]
+        last = part[part["step"] == part["step"].max()]
+        losses_N = last.groupby("seed")["validation_loss"].mean().to_numpy()
+        perplexities_N = np.array([curves[mixer, seed].iloc[-1] for seed in seeds])
+        of_domain = last.groupby("domain")["validation_loss"].mean()
         row = {
             "mixer": mixer,
             "seeds": len(seeds),
@@ -248,19 +279,20 @@ def summary(bench: Bench) -> list[dict[str, Any]]:
             "perplexity_sd": _deviation(perplexities_N),
             "loss": float(losses_N.mean()),
             "loss_sd": _deviation(losses_N),
-            "worst_domain": runs[mixer, seeds[0]].domains[worst],
-            "worst_loss": float(losses_NK.mean(axis=0)[worst]),
+            "worst_domain": str(of_domain.idxmax()),
+            "worst_loss": float(of_domain.max()),
         }
         for baseline in BASELINES:
             shares = []
             for seed in seeds:
                 if (baseline, seed) in curves:
-                    steps_R, values_R = curves[baseline, seed]
-                    best = int(values_R.argmin())
-                    shares.append(steps_to(values_R[best], *curves[mixer, seed]) / steps_R[best])
+                    theirs, ours = curves[baseline, seed], curves[mixer, seed]
+                    reached = steps_to(float(theirs.min()), ours.index.to_numpy(), ours.to_numpy())
+                    shares.append(reached / float(theirs.index.to_numpy()[theirs.argmin()]))
+            # Of seeds of which some never reach it, there is no mean.
             row[f"steps_to_{baseline}"] = float(np.mean(shares)) if shares else float("nan")
-        calm = [calmness(runs[mixer, seed]) for seed in seeds]
-        row |= {name: float(np.mean([each[name] for each in calm])) for name in calm[0]}
+        calm = part.groupby("seed")[CALM].first().mean()
+        row |= {name: float(calm[name]) for name in CALM}
         rows.append(row)
     return rows
 
@@ -343,22 +375,18 @@ def main() -> None:
     parser.add_argument("--arguments", default="", help="more options for every acodm command, in one string")
     parser.add_argument("--work", type=Path, default=Path("sample_efficiency_runs"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--again", action="store_true", help="repeat runs that the results hold")
     parser.add_argument("--report-only", action="store_true")
     options = parser.parse_args()
     bench = Bench(options)
     if not options.report_only:
         bench.run_all()
-    rows = summary(bench)
+    frame = bench.record.frame
+    rows = summary(frame)
     print_table(rows)
-    frame = tidy(bench)
-    frame.to_parquet(RESULTS / f"sample_efficiency_{options.name}.parquet", compression="zstd", index=False)
-    budget = f"{options.model}, {options.steps} steps of {options.batch} x {options.seq_len} tokens"
-    plot(
-        frame,
-        RESULTS / f"sample_efficiency_{options.name}.png",
-        f"{options.name}: {budget}, {len(options.seeds)} seeds",
-    )
-    save(f"sample_efficiency_{options.name}", {"runs": budget, "arguments": options.arguments, "table": rows}, None)
+    title = f"{options.name}: {bench.record.budget.split(', prior')[0]}, {frame['seed'].nunique()} seeds"
+    plot(frame, RESULTS / f"sample_efficiency_{options.name}.png", title)
+    save(f"sample_efficiency_{options.name}", {"runs": bench.record.budget, "table": rows}, None)
 
 
 if __name__ == "__main__":
