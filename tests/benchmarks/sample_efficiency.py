@@ -23,7 +23,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -260,10 +260,9 @@ def calmness(schedule: Schedule) -> dict[str, float]:
 def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One row per mixer."""
     by_step = frame.assign(perplexity=np.exp(frame["validation_loss"])).groupby(["mixer", "seed", "step"])["perplexity"]
-    curves: dict[tuple[str, int], pd.Series] = {
-        (str(mixer), int(seed)): curve.droplevel(["mixer", "seed"])  # type: ignore[call-overload]
-        for (mixer, seed), curve in by_step.mean().groupby(["mixer", "seed"])  # type: ignore[misc]
-    }
+    curves: dict[tuple[str, int], pd.Series] = {}
+    for key, curve in by_step.mean().groupby(["mixer", "seed"]):
+        curves[cast(tuple[str, int], key)] = curve.droplevel(["mixer", "seed"])
     rows = []
     for mixer in frame["mixer"].unique():
         seeds = sorted(seed for name, seed in curves if name == mixer)
