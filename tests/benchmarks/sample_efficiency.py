@@ -123,7 +123,7 @@ class Bench:
         common += o.arguments.split()
         if name in TRANSFERS:
             proxy_run = self.ensure("ac-odm", seed, proxy=True)
-            return ["acodm", "apply", "--schedule", str(proxy_run), "--mode", name, *common, "--save-model", str(self.folder / "target.model"), "--force"]  # fmt: skip
+            return ["acodm", "apply", "--schedule", str(proxy_run), "--mode", name, *common]  # fmt: skip
         if name == "natural":
             common += ["--save-model", str(self.path("natural", seed, proxy).with_suffix(".model")), "--force"]
         if name == "doremi":
