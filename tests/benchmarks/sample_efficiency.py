@@ -302,7 +302,7 @@ def _deviation(values_N: np.ndarray) -> float:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """In Markdown, best first."""
-    heads = ["mixer", "seeds", "perplexity", "loss, nats", "worst domain", *(f"steps to {name}'s best" for name in BASELINES), "L1 change per step", "largest weight"]  # fmt: skip
+    heads = ["mixer", "seeds", "perplexity", "loss, nats", "worst domain", *(f"steps to {name}'s best" for name in BASELINES), "L1 change per step", "weights", "least entropy"]  # fmt: skip
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for row in sorted(rows, key=lambda row: row["perplexity"]):
         shares = [row[f"steps_to_{name}"] for name in BASELINES]
@@ -314,7 +314,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             f"{row['worst_domain']} {row['worst_loss']:.3f}",
             *("never" if np.isnan(share) else f"{share:.0%}" for share in shares),
             f"{row['l1_change_median']:.4f}",
-            f"{row['weight_most']:.2f}",
+            f"{row['weight_least']:.2f} to {row['weight_most']:.2f}",
+            f"{row['entropy_least']:.2f}",
         ]
         print("| " + " | ".join(cells) + " |")
 
