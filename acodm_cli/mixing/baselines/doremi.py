@@ -14,22 +14,25 @@ from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, 
 @dataclass(frozen=True)
 class DoremiSettings:
     """reference: folder of the reference model, as `--save-model` writes it; same tokenizer. step_size: η. smoothing: c, the share
-    of the uniform distribution."""
+    of the uniform distribution. uniform_share: of the uniform distribution mixed into the weights that are executed."""
 
     reference: str | None = None
     step_size: float = 1.0
     smoothing: float = 1e-3
+    uniform_share: float = 0.05
 
     def __post_init__(self) -> None:
-        if not (self.step_size > 0 and 0 <= self.smoothing <= 1):
-            raise ValueError("step_size must be above 0 and smoothing in [0, 1]")
+        if not (self.step_size > 0 and 0 <= self.smoothing <= 1 and 0 <= self.uniform_share <= 1):
+            raise ValueError("step_size must be above 0, smoothing and uniform_share in [0, 1]")
 
 
 class DoremiMixer(Mixer):
     """α'_i ← α_i exp(η λ_i), α ← (1-c) α' / Σ α' + c / K, with λ_i the mean over domain i's tokens of max(ℓ - ℓ_ref, 0).
 
     The publication draws the proxy's batches uniformly and weights their losses by α; here α is drawn from, which has the same
-    mean gradient. It trains the target with the average of α: `fixed` on the schedule that comes of it.
+    mean gradient. So that every domain's excess goes on being seen, as it is there, a share of the batch is drawn uniformly, and a
+    domain that a batch lacks keeps its last excess: without, a domain with all the weight would keep it for ever. The publication
+    trains the target with the average of α: `fixed` on the schedule that comes of it.
     """
 
     name = "doremi"
@@ -38,22 +41,24 @@ class DoremiMixer(Mixer):
     def __init__(self, prior_K: Array, settings: DoremiSettings) -> None:
         self.own = settings
         self.alpha_K = prior_K
+        self.excess_K: Array = np.zeros(len(prior_K))
 
     def weights(self, observation: Observation) -> Array:
-        return self.alpha_K
+        share = self.own.uniform_share
+        return (1 - share) * self.alpha_K + share / len(self.alpha_K)
 
     def observe(self, feedback: Feedback) -> Report:
         assert feedback.excess_K is not None
-        excess_K = np.nan_to_num(feedback.excess_K)  # a domain that was not drawn: no evidence of excess
-        share = self.own.smoothing
-        self.alpha_K = (1 - share) * ascend(self.alpha_K, self.own.step_size * excess_K) + share / len(excess_K)
+        self.excess_K = np.where(np.isnan(feedback.excess_K), self.excess_K, feedback.excess_K)
+        share, ascended_K = self.own.smoothing, ascend(self.alpha_K, self.own.step_size * self.excess_K)
+        self.alpha_K = (1 - share) * ascended_K + share / len(ascended_K)
         return Report(reward_K=feedback.excess_K)
 
     def settings(self) -> dict[str, Any]:
-        return {"step_size": self.own.step_size, "smoothing": self.own.smoothing}
+        return {name: value for name, value in vars(self.own).items() if name != "reference"}  # a path of this machine
 
     def state_dict(self) -> dict[str, Any]:
-        return {"alpha": torch.from_numpy(self.alpha_K)}
+        return {"alpha": torch.from_numpy(self.alpha_K), "excess": torch.from_numpy(self.excess_K)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.alpha_K = state["alpha"].numpy()
+        self.alpha_K, self.excess_K = state["alpha"].numpy(), state["excess"].numpy()

@@ -36,11 +36,25 @@ def test_doge_mixes_uniform_into_what_is_executed() -> None:
 
 
 def test_doremi_by_hand() -> None:
-    """η = 2, c = 0.1; the third domain was not drawn."""
-    mixer = DoremiMixer(PRIOR, DoremiSettings(step_size=2.0, smoothing=0.1))
-    mixer.observe(feedback((0.5, 0.25, 0.25), excess_K=[0.1, 0.5, math.nan]))
-    ascended = normalised(0.5 * math.exp(0.2), 0.25 * math.exp(1.0), 0.25)
-    assert mixer.weights(observation()) == pytest.approx([0.9 * a + 0.1 / 3 for a in ascended])
+    """η = 2, c = 0.1. Step 1: the third domain was not drawn, and has no excess yet. Step 2: it keeps its last one."""
+    mixer = DoremiMixer(PRIOR, DoremiSettings(step_size=2.0, smoothing=0.1, uniform_share=0.0))
+    expected = list(PRIOR)
+    for told, excess in (([0.1, 0.5, math.nan], [0.1, 0.5, 0.0]), ([0.2, 0.0, 0.3], [0.2, 0.0, 0.3]), ([0.2, 0.4, math.nan], [0.2, 0.4, 0.3])):  # fmt: skip
+        mixer.observe(feedback((0.5, 0.25, 0.25), excess_K=told))
+        ascended = normalised(*(p * math.exp(2 * e) for p, e in zip(expected, excess, strict=True)))
+        expected = [0.9 * a + 0.1 / 3 for a in ascended]
+        assert mixer.weights(observation()) == pytest.approx(expected)
+
+
+def test_doremi_lets_go_of_a_domain_that_has_learned() -> None:
+    """The first domain's excess falls to zero; those that its weight of almost 1 keeps out of the batches still have theirs."""
+    mixer = DoremiMixer(PRIOR, DoremiSettings())
+    for _ in range(20):
+        mixer.observe(feedback((0.5, 0.25, 0.25), excess_K=[3.0, 1.0, 1.0]))
+    assert mixer.weights(observation())[0] > 0.9
+    for _ in range(20):
+        mixer.observe(feedback((0.5, 0.25, 0.25), excess_K=[0.0, math.nan, math.nan]))
+    assert mixer.weights(observation())[0] < 0.1
 
 
 def test_pike_by_hand() -> None:
