@@ -71,7 +71,7 @@ def test_mirror_ascent_finds_where_all_rewards_are_equal(seed: int, gamma: float
     """Diminishing returns, w*_i / w_i, in noise of the same size: equal at w* only. The distilled actor knows the way there."""
     generator = torch.Generator().manual_seed(seed)
     best_K = torch.softmax(0.5 * torch.randn(5, generator=generator), 0)
-    agent = Agent(STATE, torch.full((5,), 0.2), replace(DEFAULT, gamma=gamma, anchor=0.0), seed)
+    agent = Agent(STATE, torch.full((5,), 0.2), replace(DEFAULT, gamma=gamma, anchor=0.0, step_size=0.05), seed)
     executed = []
     for step in range(400):
         state_S, next_state_S = torch.zeros(2, STATE, dtype=torch.float64)
