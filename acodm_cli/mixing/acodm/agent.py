@@ -209,7 +209,8 @@ class Agent:
         The natural gradient on the simplex, in logits u: u_i ← u_i + η (A_i - λ u_i) with A_i = (1-γ) (y_i - Σ_j α_j y_j)
         and y = r + γ Q̄(s', μ̄(s')). DDPG differentiates the critic; of a few hundred noisy transitions its values can be
         learned, its slopes cannot. So the values are used: the critic's say what is lasting of a noisy reward. With γ = 0
-        it is the exponentiated gradient of DoGE (2310.15393), anchored.
+        it is the exponentiated gradient of DoGE (2310.15393), anchored. As y is held fixed, what is sought with rewards W_i / α_i
+        is where they are equal (α ∝ W, but for the anchor), not the largest Σ α_i W_i / α_i, which is the same for all α.
         """
         s = self.settings
         after_1S = self.normalizer(next_state_S)[None]

@@ -49,8 +49,8 @@ class ScalingLaw:
 def fit_scaling_law(sequences_T: Array, losses_TK: Array) -> ScalingLaw:
     """For each exponent on a grid, ε ≥ 0 and β ≥ 0 by least squares in closed form; the exponent that fits best.
 
-    The publication fits by L-BFGS from a grid of starts, on a Huber loss of logarithms. A closed form has no optimiser that could
-    end elsewhere, and gives the same law where the data decide it.
+    The publication fits by L-BFGS from a grid of starts, on a Huber loss of logarithms of smoothed losses. A closed form has no
+    optimiser that could end elsewhere, and finds the same law where losses follow one; where they do not, the early part weighs more here.
     """
     powers_AT = sequences_T[None, :] ** -EXPONENTS_A[:, None]
     centred_AT = powers_AT - powers_AT.mean(axis=1, keepdims=True)

@@ -29,6 +29,18 @@ def test_doge_by_hand() -> None:
     assert mixer.weights(observation()) == pytest.approx(expected)
 
 
+def test_doge_remembers_domains_that_a_batch_lacks() -> None:
+    """The third is not in the second batch, and of the first only one sequence is: what was seen of them before holds."""
+    mixer = DogeMixer(PRIOR, DogeSettings(uniform_share=0.0))
+    mixer.observe(feedback((0.5, 0.25, 0.25), gram_KK=GRAM, self_K=[4.0, 5.0, 6.0]))
+    before = mixer.alpha_K
+    lacking = [[9.0, -1.0, 0.0], [-1.0, 8.0, 0.0], [0.0, 0.0, 0.0]]
+    mixer.observe(feedback((0.5, 0.25, 0.25), samples=(1, 7, 0), gram_KK=lacking, self_K=[math.nan, 7.0, math.nan]))
+    exponents = [0.02 * (4 - 1 + 2), 0.02 * (-1 + 7 + 3), 0.02 * (2 + 3 + 6)]
+    expected = normalised(*(a * math.exp(e) for a, e in zip(before, exponents, strict=True)))
+    assert mixer.weights(observation()) == pytest.approx(expected)
+
+
 def test_doge_mixes_uniform_into_what_is_executed() -> None:
     mixer = DogeMixer(PRIOR, DogeSettings(uniform_share=0.3))
     assert mixer.weights(observation()) == pytest.approx(0.7 * PRIOR + 0.1)
