@@ -107,6 +107,20 @@ def test_mirror_ascent_by_hand() -> None:
         assert torch.allclose(agent.ascended_K, expected_K)
 
 
+def test_mirror_ascent_looks_ahead_by_the_critic() -> None:
+    """y = r + γ Q̄ with values that are known: A = (1-γ) (y - Σ α y)."""
+    settings = replace(DEFAULT, gamma=0.9, step_size=0.1, anchor=0.5, twin_critics=False)
+    agent = Agent(STATE, torch.full((4,), 0.25), settings, seed=0)
+    values_K = torch.tensor([4.0, -2.0, 0.0, 2.0])
+    with torch.no_grad():
+        agent.target_critics[0].network[-1].bias.copy_(values_K)  # type: ignore[index, union-attr]
+    action_K, reward_K = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([0.0, 1.0, 0.0, 0.0])
+    agent.ascend(action_K, reward_K, torch.zeros(STATE, dtype=torch.float64))
+    y_K = reward_K + 0.9 * values_K
+    expected_K = 0.1 * (1 - 0.9) * (y_K - (action_K * y_K).sum())
+    assert torch.allclose(agent.ascended_K, expected_K - expected_K.mean())
+
+
 def test_mirror_ascent_settles_at_the_anchored_optimum() -> None:
     """Constant rewards: Σ α_i r_i - λ KL(α ‖ prior) is largest at α ∝ prior exp(r / λ)."""
     prior_K = torch.tensor([0.5, 0.2, 0.2, 0.1])

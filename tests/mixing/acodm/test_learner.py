@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from acodm_cli.mixing.acodm.learner import AcOdmLearner
+from acodm_cli.mixing.acodm.policy import dump_policy, load_policy
+from acodm_cli.mixing.acodm.settings import DEFAULT
+from acodm_cli.mixing.acodm.state import encode_state
+from acodm_cli.mixing.mixer import Feedback
+from tests.mixing.feedback import feedback, observation, random_feedback
+
+DOMAINS = ["a", "b", "c"]
+THIRD = np.full(3, 1 / 3)
+GRAM = [[9.0, 1.0, 2.0], [1.0, 8.0, 3.0], [2.0, 3.0, 7.0]]
+# One step after the warm-up of 10 steps; losses differ, weights differ, and no self term is the noisy diagonal.
+STEP = feedback((0.5, 0.3, 0.2), step=12, losses=(1.0, 2.0, 3.0), gram_KK=GRAM, self_K=[4.0, 5.0, 6.0])
+
+
+def learned(steps: int) -> AcOdmLearner:
+    learner = AcOdmLearner(THIRD, DEFAULT, seed=0)
+    for step in range(1, steps + 1):
+        weights_K = learner.weights(observation(step - 1))
+        learner.learn()
+        learner.observe(random_feedback(np.random.default_rng(step), step, weights_K))
+    return learner
+
+
+def test_reward_by_hand() -> None:
+    """Σ_j c_j H_ij / P_i with c ∝ exp(ℓ), ‖g_i‖² on the diagonal."""
+    learner = AcOdmLearner(THIRD, DEFAULT, seed=0)
+    report = learner.observe(STEP)
+    costs = np.exp([1.0, 2.0, 3.0])
+    costs /= costs.mean()
+    table = np.array([[4.0, 1.0, 2.0], [1.0, 5.0, 3.0], [2.0, 3.0, 6.0]])
+    expected_K = [sum(costs[j] * table[i][j] for j in range(3)) / (0.5, 0.3, 0.2)[i] for i in range(3)]
+    assert report.reward_K == pytest.approx(expected_K)
+    without = AcOdmLearner(THIRD, replace(DEFAULT, objective="loss", importance=False), seed=0)
+    assert without.observe(STEP).reward_K == pytest.approx(table.sum(axis=1))
+
+
+def test_stores_the_transition_that_happened() -> None:
+    learner = AcOdmLearner(THIRD, DEFAULT, seed=0)
+    reward_K = learner.observe(STEP).reward_K
+    assert reward_K is not None
+    state, action, reward, after = (column[0].numpy() for column in learner.agent.replay.columns)
+    assert state == pytest.approx(encode_state(STEP.observation))
+    assert after == pytest.approx(encode_state(STEP.next_observation))
+    assert action == pytest.approx(STEP.weights_K)
+    assert reward == pytest.approx(reward_K / np.abs(reward_K).mean() - 1)
+
+
+def test_ascends_after_the_warm_up_only() -> None:
+    warmed_up = DEFAULT.warmup_steps(100)
+    assert not learned(warmed_up).agent.ascended_K.any()
+    assert learned(warmed_up + 1).agent.ascended_K.any()
+
+
+def test_continues_a_transferred_policy_from_what_it_would_do() -> None:
+    teacher = learned(60)
+    with torch.no_grad():
+        teacher.agent.actor.network[-1].bias.copy_(torch.tensor([0.5, 0.0, -0.5]))  # type: ignore[operator]
+    data = dump_policy(teacher.agent, DOMAINS)
+    frozen, initial = (load_policy(data, DOMAINS, DEFAULT) for _ in range(2))
+    learner = AcOdmLearner(THIRD, replace(DEFAULT, warmup_noise=0.0), seed=1, initial=initial)
+    for step in range(1, 30):
+        now = observation(step - 1)
+        weights_K = learner.weights(now)
+        told_K = frozen.weights(now)
+        assert not np.allclose(told_K, THIRD, atol=0.01)
+        if step <= DEFAULT.warmup_steps(100) + 1:
+            assert weights_K == pytest.approx(told_K, abs=1e-6)
+        else:
+            assert not np.allclose(weights_K, told_K, atol=1e-6)
+        learner.learn()
+        learner.observe(random_feedback(np.random.default_rng(step), step, weights_K))
+
+
+def test_closed_domain_does_not_divide_by_nothing() -> None:
+    learner = AcOdmLearner(THIRD, DEFAULT, seed=0)
+    report = learner.observe(Feedback(**{**vars(STEP), "weights_K": np.array([1.0, 0.0, 0.0])}))
+    assert report.reward_K is not None
+    assert np.isfinite(report.reward_K).all()
