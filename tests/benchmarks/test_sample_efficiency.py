@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.benchmarks.sample_efficiency import steps_to, summary
+
+
+def runs() -> pd.DataFrame:
+    """Two domains, validated at steps 10 and 20; uniform ends at perplexities 4 and 8, mean 6; ours is 10% below at each seed."""
+    rows = []
+    for mixer, factor in (("uniform", 1.0), ("ac-odm", 0.9)):
+        for seed, scale in ((0, 1.0), (1, 1.1)):
+            for step, perplexities in ((10, (8.0, 12.0)), (20, (4.0, 8.0))):
+                for domain, value in zip(("a", "b"), perplexities, strict=True):
+                    calm = dict.fromkeys(
+                        ("l1_change_median", "entropy_least", "weight_least", "weight_most", "at_floor"), 0.1
+                    )
+                    loss = math.log(value * factor * scale)
+                    rows.append({"mixer": mixer, "seed": seed, "step": step, "domain": domain, "validation_loss": loss, **calm})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_steps_to_a_target() -> None:
+    steps, values = np.array([10, 20, 30]), np.array([9.0, 5.0, 6.0])
+    assert steps_to(7.0, steps, values) == pytest.approx(15.0)
+    assert steps_to(9.5, steps, values) == 10.0
+    assert math.isnan(steps_to(4.0, steps, values))
+
+
+def test_table_by_hand() -> None:
+    uniform, ours = summary(runs())
+    assert uniform["perplexity"] == pytest.approx((6.0 + 6.6) / 2)
+    assert uniform["perplexity_sd"] == pytest.approx(0.6 / math.sqrt(2))
+    assert ours["perplexity"] == pytest.approx(0.9 * uniform["perplexity"])
+    assert (ours["below_uniform"], ours["below_uniform_sd"]) == pytest.approx((10.0, 0.0))
+    assert uniform["steps_to_uniform"] == pytest.approx(1.0)
+    # From 9 at step 10 to 5.4 at step 20, 6 is reached at 18.33.
+    assert ours["steps_to_uniform"] == pytest.approx((10 + 10 * 3 / 3.6) / 20)
+    assert math.isnan(ours["steps_to_odm"])
+    assert ours["worst_domain"] == "b"
