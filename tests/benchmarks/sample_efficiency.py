@@ -320,6 +320,10 @@ def _deviation(values_N: np.ndarray) -> float:
     return float(values_N.std(ddof=1)) if len(values_N) > 1 else float("nan")
 
 
+def _sd(deviation: float, digits: int) -> str:
+    return "" if np.isnan(deviation) else f" ± {deviation:.{digits}f}"
+
+
 def print_table(rows: list[dict[str, Any]]) -> None:
     """In Markdown, best first."""
     heads = ["mixer", "seeds", "perplexity", "below uniform", "loss, nats", "worst domain", *(f"steps to {name}'s best" for name in BASELINES), "L1 change per step", "weights", "least entropy"]  # fmt: skip
@@ -329,9 +333,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         cells = [
             row["mixer"],
             str(row["seeds"]),
-            f"{row['perplexity']:.2f} ± {row['perplexity_sd']:.2f}",
-            f"{row['below_uniform']:.1f}% ± {row['below_uniform_sd']:.1f}",
-            f"{row['loss']:.4f} ± {row['loss_sd']:.4f}",
+            f"{row['perplexity']:.2f}{_sd(row['perplexity_sd'], 2)}",
+            f"{row['below_uniform']:.1f}%{_sd(row['below_uniform_sd'], 1)}",
+            f"{row['loss']:.4f}{_sd(row['loss_sd'], 4)}",
             f"{row['worst_domain']} {row['worst_loss']:.3f}",
             *("never" if np.isnan(share) else f"{share:.0%}" for share in shares),
             f"{row['l1_change_median']:.4f}",
