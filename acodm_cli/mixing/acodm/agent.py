@@ -186,7 +186,10 @@ class Agent:
         """
         settings = self.settings
         if settings.actor_update == "mirror":
-            self.offsets_K = self.ascended_K if initial_K is None else initial_K + self.ascended_K
+            bound = math.inf if settings.logit_bound is None else settings.logit_bound
+            self.offsets_K = (
+                self.ascended_K if initial_K is None else (initial_K + self.ascended_K).clamp(-bound, bound)
+            )
             self.trajectory.add(state_S, self.offsets_K)
         elif follow == "actor":
             offsets_K = self.actor.offsets(self.normalizer(state_S))

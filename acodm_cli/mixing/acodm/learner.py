@@ -89,8 +89,9 @@ class AcOdmLearner(Mixer):
         assert feedback.gram_KK is not None
         settings = self.agent_settings
         present_K = feedback.samples_K > 0
-        self.losses.update(feedback.next_observation.losses_K)
-        costs_K = domain_costs(self.losses.value, settings.objective)
+        losses_K = feedback.next_observation.losses_K
+        self.losses.update(np.where(present_K, losses_K, np.nan))
+        costs_K = domain_costs(np.where(self.losses.seen, self.losses.value, losses_K), settings.objective)
         weights_K = np.ones_like(feedback.weights_K)
         if settings.importance:
             # A domain that --max-epochs has closed is still drawn for what it is owed; its reward must not be divided by nothing.

@@ -62,8 +62,14 @@ def fit_scaling_law(sequences_T: Array, losses_TK: Array) -> ScalingLaw:
     through_AK = powers_AT @ losses_TK / (powers_AT**2).sum(axis=1)[:, None]
     slopes_AK = np.where(irreducible_AK < 0, np.maximum(through_AK, 0.0), slopes_AK)
     irreducible_AK = np.maximum(irreducible_AK, 0.0)
-    fitted_ATK = irreducible_AK[:, None, :] + slopes_AK[:, None, :] * powers_AT[:, :, None]
-    best_K = ((fitted_ATK - losses_TK[None]) ** 2).sum(axis=1).argmin(axis=0)
+    # One exponent at a time: all at once would take gigabytes after 40,000 steps.
+    errors_AK = np.stack(
+        [
+            ((irreducible_K + slopes_K * powers_T[:, None] - losses_TK) ** 2).sum(axis=0)
+            for irreducible_K, slopes_K, powers_T in zip(irreducible_AK, slopes_AK, powers_AT, strict=True)
+        ]
+    )
+    best_K = errors_AK.argmin(axis=0)
     domains = np.arange(losses_TK.shape[1])
     return ScalingLaw(irreducible_AK[best_K, domains], slopes_AK[best_K, domains], EXPONENTS_A[best_K])
 
