@@ -228,11 +228,6 @@ def validations(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     return schedule.step_S[rows], losses_SK[rows]
 
 
-def perplexity(losses_RK: np.ndarray) -> np.ndarray:
-    """Validation perplexity, the unweighted mean over domains. [R]"""
-    return np.exp(losses_RK).mean(axis=1)
-
-
 def final(schedule: Schedule) -> float:
     return float(validations(schedule)[1][-1].mean())
 

@@ -6,7 +6,6 @@ It knows states, actions on the simplex and per-domain rewards, nothing of langu
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -186,10 +185,7 @@ class Agent:
         """
         settings = self.settings
         if settings.actor_update == "mirror":
-            bound = math.inf if settings.logit_bound is None else settings.logit_bound
-            self.offsets_K = (
-                self.ascended_K if initial_K is None else (initial_K + self.ascended_K).clamp(-bound, bound)
-            )
+            self.offsets_K = self.ascended_K if initial_K is None else self._bounded(initial_K + self.ascended_K)
             self.trajectory.add(state_S, self.offsets_K)
         elif follow == "actor":
             offsets_K = self.actor.offsets(self.normalizer(state_S))
@@ -222,8 +218,11 @@ class Agent:
         y_K = critic_target(reward_K.float()[None], s.gamma, next_weights_1K, values)[0]
         advantage_K = (1 - s.gamma) * (y_K - (action_K.float() * y_K).sum())
         ascended_K = self.ascended_K + s.step_size * (advantage_K - s.anchor * self.ascended_K)
-        bound = math.inf if s.logit_bound is None else s.logit_bound
-        self.ascended_K = (ascended_K - ascended_K.mean()).clamp(-bound, bound)
+        self.ascended_K = self._bounded(ascended_K - ascended_K.mean())
+
+    def _bounded(self, offsets_K: Tensor) -> Tensor:
+        bound = self.settings.logit_bound
+        return offsets_K if bound is None else offsets_K.clamp(-bound, bound)
 
     def distil(self, updates: int) -> None:
         """Fit the actor to all that was executed, so that it can be queried without any reward; by mirror ascent alone."""

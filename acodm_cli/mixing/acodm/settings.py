@@ -114,8 +114,7 @@ PAPER = AgentSettings(
     grad_clip=None,
 )
 
-# What a few hundred to a few thousand noisy transitions can learn from; each choice is a row of the ablation
-# (tests/benchmarks/results/ablation.md).
+# What a few hundred to a few thousand noisy transitions can learn from.
 DEFAULT = AgentSettings(
     hidden=128,
     layers=2,
