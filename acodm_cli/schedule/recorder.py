@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from acodm_cli.schedule.measures import entropy
 from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Schedule
 
 if TYPE_CHECKING:
     from acodm_cli.engine.trainer import StepEvent
-
-
-def entropy(weights_K: NDArray[np.float64]) -> float:
-    """-Σ α_i ln α_i in nats; its exponential is the effective number of domains."""
-    positive = weights_K[weights_K > 0]
-    return float(-(positive * np.log(positive)).sum())
 
 
 class Recorder:
@@ -42,7 +36,7 @@ class Recorder:
             "self_energy": event.self_energy,
             "critic_loss": np.nan if report.critic_loss is None else report.critic_loss,
             "actor_objective": np.nan if report.actor_objective is None else report.actor_objective,
-            "entropy": entropy(event.weights_K),
+            "entropy": float(entropy(event.weights_K)),
         }
         for name, value in row.items():
             self.rows[name].append(value)

@@ -1,0 +1,1 @@
+"""Schedules in the syntax of other trainers, and what those trainers will realise of them."""

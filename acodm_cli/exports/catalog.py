@@ -1,0 +1,15 @@
+"""The exports by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Literal, cast, get_args
+
+from acodm_cli.exports.plan import Exporter
+
+ExportName = Literal["levanter", "megatron", "mosaicml", "olmo-core", "nanotron", "torchtitan", "json", "csv"]
+EXPORTS: tuple[ExportName, ...] = get_args(ExportName)
+
+
+def exporter(name: ExportName) -> Exporter:
+    return cast(Exporter, import_module(f"acodm_cli.exports.{name.replace('-', '_')}"))
