@@ -16,7 +16,7 @@ from acodm_cli.schedule.schedule import Schedule
 
 def run_apply(settings: RunSettings, explicit: set[str], out: Path, resuming: bool, force: bool, dry: bool) -> None:
     """explicit: settings that the user gave; the others follow the schedule."""
-    schedule = Schedule.read(Path(settings.schedule)) if settings.schedule else None
+    schedule = Schedule.load(settings.schedule) if settings.schedule else None
     if not resuming:
         settings = _complete(settings, explicit, schedule)
     if not carry_out(settings, RunFiles(out), schedule, resuming, force, dry):

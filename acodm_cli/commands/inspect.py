@@ -12,7 +12,7 @@ from acodm_cli.schedule.schedule import Schedule
 
 
 def run_inspect(paths: list[Path], as_json_output: bool) -> None:
-    schedules = [(path, Schedule.read(path)) for path in paths]
+    schedules = [(path, Schedule.load(path)) for path in paths]
     if as_json_output:
         values = [as_json(path, schedule) for path, schedule in schedules]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=1))  # noqa: T201

@@ -269,7 +269,7 @@ def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule:
     if settings.mode == "policy":
         assert schedule.policy is not None
         return load_policy(schedule.policy, schedule.domains, agent)
-    return ReplayMixer(schedule.weights_SK, schedule.tokens_S.astype(np.float64), settings.replay_by)
+    return ReplayMixer(schedule.timeline, settings.replay_by)
 
 
 def _reference_model(mixer: DoremiMixer, vocab_size: int, compute: Compute) -> nn.Module:

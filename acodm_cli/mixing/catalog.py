@@ -110,7 +110,7 @@ def _temperature(options: Options, task: Task) -> Mixer:
 def _fixed(options: Options, task: Task) -> Mixer:
     settings = with_options(FixedSettings(), options, "fixed")
     if settings.schedule is not None:
-        weights_SK = schedule_weights(settings.schedule, task.domains)[0]
+        weights_SK = Schedule.load(settings.schedule).in_order_of(task.domains).weights_SK
         return StaticMixer(weights_SK.mean(axis=0) if settings.of == "mean" else weights_SK[-1], "fixed")
     if settings.file is not None:
         given = _weights_of_file(Path(settings.file))
@@ -156,26 +156,11 @@ def _weights_of_file(path: Path) -> dict[str, float]:
     return found
 
 
-def schedule_weights(path: str, domains: list[str]) -> tuple[Array, Array]:
-    """(weights_SK in the order of these domains, tokens_S) of a schedule file.
-
-    Raises:
-        ScheduleError: it cannot be read.
-        UsageError: it is of other domains.
-    """
-    schedule = Schedule.read(Path(path))
-    if set(schedule.domains) != set(domains):
-        odd = sorted(set(schedule.domains) ^ set(domains))
-        raise UsageError(f"schedule {path} and the corpus differ in {', '.join(odd)}; use the schedule of this corpus")
-    order = [schedule.domains.index(domain) for domain in domains]
-    return schedule.weights_SK[:, order], schedule.tokens_S.astype(np.float64)
-
-
 def _replay(options: Options, task: Task) -> Mixer:
     settings = with_options(ReplaySettings(), options, "replay")
     if settings.schedule is None:
         raise UsageError("mixer replay needs --mixer-option schedule=FILE.parquet")
-    return ReplayMixer(*schedule_weights(settings.schedule, task.domains), settings.by)
+    return ReplayMixer(Schedule.load(settings.schedule).in_order_of(task.domains).timeline, settings.by)
 
 
 def _odm(options: Options, task: Task) -> Mixer:

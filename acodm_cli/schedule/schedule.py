@@ -12,7 +12,8 @@ import binascii
 import json
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.schedule.library import find_schedule
+from acodm_cli.schedule.timeline import Timeline
 
 if TYPE_CHECKING:
     import pandas
@@ -84,6 +87,43 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.step_S)
 
+    @cached_property
+    def timeline(self) -> Timeline:
+        return Timeline(self.per_domain["weight"], self.step_S, self.tokens_S)
+
+    def weights(
+        self, *, step: float | None = None, tokens: float | None = None, progress: float | None = None
+    ) -> NDArray[np.float64]:
+        """Domain weights at one point of a run, interpolated between the recorded ones; before and after, the nearest. In the
+        order of `domains`. [K]
+
+        step: optimiser step, from 1. tokens: predicted before the step. progress: share of the run, from 0 to 1.
+
+        Raises:
+            ValueError: not exactly one of them is given.
+        """
+        given = {
+            name: at for name, at in (("step", step), ("tokens", tokens), ("progress", progress)) if at is not None
+        }
+        if len(given) != 1:
+            raise ValueError("give one of step, tokens and progress")
+        ((name, at),) = given.items()
+        look_up = {
+            "step": self.timeline.at_step,
+            "tokens": self.timeline.at_tokens,
+            "progress": self.timeline.at_progress,
+        }
+        return look_up[name](at)
+
+    def in_order_of(self, domains: list[str]) -> Schedule:
+        """The same with its domains in another order. Raises: UsageError if they are not the same ones."""
+        if set(domains) != set(self.domains):
+            odd = ", ".join(sorted(set(domains) ^ set(self.domains)))
+            raise UsageError(f"the schedule and the corpus differ in {odd}; use the schedule of this corpus")
+        order = [self.domains.index(domain) for domain in domains]
+        per_domain = {name: values_SK[:, order] for name, values_SK in self.per_domain.items()}
+        return replace(self, domains=domains, per_domain=per_domain)
+
     # Writing
 
     def write(self, path: Path) -> None:
@@ -133,6 +173,11 @@ class Schedule:
         return self.to_arrow().to_pandas()
 
     # Reading
+
+    @classmethod
+    def load(cls, source: str | Path) -> Schedule:
+        """A schedule file, or a reference schedule by its name. Raises: ScheduleError as `read`."""
+        return cls.read(find_schedule(source))
 
     @classmethod
     def read(cls, path: Path) -> Schedule:

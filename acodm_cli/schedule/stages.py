@@ -33,7 +33,7 @@ def find_stages(weights_SK: Array, steps: int, count: int, multiple: int = 1) ->
     Of a span the best constant weights are the mean of its weights, whose divergence is the entropy of that mean less the mean of the
     entropies. Where spans begin is found by dynamic programming over at most MOST_PLACES evenly spaced places.
     """
-    assert count >= 1 and steps >= 1 and multiple >= 1
+    assert min(count, steps, multiple) >= 1
     places = -(-steps // multiple)
     edges = np.unique(np.linspace(0, places, min(places, MOST_PLACES) + 1).round().astype(np.int64)) * multiple
     edges[-1] = steps

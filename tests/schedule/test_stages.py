@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_stages_are_the_best_of_all_partitions() -> None:
     best = np.inf
     for starts in combinations(range(1, 9), 2):
         edges = [0, *starts, 9]
-        spans = [weights_SK[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        spans = [weights_SK[a:b] for a, b in pairwise(edges)]
         best = min(best, sum(float(divergence(span, span.mean(axis=0)).sum()) for span in spans))
     stages = find_stages(weights_SK, 9, 3)
     assert len(stages) == 3

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from acodm_cli.mixing.baselines.replay import ReplayMixer
+from acodm_cli.schedule.timeline import Timeline
 from tests.mixing.feedback import observation
 
 WEIGHTS = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
-TOKENS = np.array([100.0, 200.0, 300.0])
+TIMELINE = Timeline(WEIGHTS, np.arange(1, 4), np.array([100, 200, 300]))
 
 
 def replayed(by: str, steps: int, tokens_per_step: int) -> list[float]:
-    mixer = ReplayMixer(WEIGHTS, TOKENS, by)  # type: ignore[arg-type]
+    mixer = ReplayMixer(TIMELINE, by)  # type: ignore[arg-type]
     now = replace(observation(), total_steps=steps, total_tokens=steps * tokens_per_step)
     rows = [mixer.weights(replace(now, step=step, tokens=step * tokens_per_step)) for step in range(steps)]
     assert all(row.sum() == pytest.approx(1) for row in rows)
