@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +24,10 @@ from acodm_cli.config import (
     ApplyMode,
     Compile,
     Estimator,
+    ExportName,
     MixerName,
     Parallel,
+    PlotName,
     Prior,
     ReplayAlignment,
     RunSettings,
@@ -50,43 +52,43 @@ def _option(flag: str, help: str, panel: str, **extra: Any) -> Any:
 
 # Options that both training commands have.
 Data = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads these at run time
+    str | None,
     _option("--data", "Folder with a sub-folder or file per domain (.jsonl, .parquet, .arrow, .txt, also .gz, .zst; "
                       ".bin with .idx), files with --domain-field, a manifest (.toml), or a hub dataset (org/name). "
                       "Default: an embedded corpus that needs no network.", CORPUS),
 ]  # fmt: skip
 DomainField = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _option("--domain-field", "Field with each record's domain, such as meta.pile_set_name.", CORPUS),
 ]
 TextField = Annotated[str, _option("--text-field", "Field with each record's text.", CORPUS)]
 DomainTokens = Annotated[
-    Optional[int], _option("--domain-tokens", "Tokens per domain to take of a hub dataset.", CORPUS, min=1)  # noqa: UP045
+    int | None, _option("--domain-tokens", "Tokens per domain to take of a hub dataset.", CORPUS, min=1)
 ]
 MaxEpochs = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     _option("--max-epochs", "Never repeat a domain more often; its weight goes to the others.", CORPUS, min=0.01),
 ]
 DryRun = Annotated[
     bool, _option("--dry-run", "Prepare the corpus, show what the run would use of it, and stop.", FILES)
 ]
 TokenizerOption = Annotated[
-    Optional[str], _option("--tokenizer", "A tokenizer.json or a hub name; needed with --data.", CORPUS)  # noqa: UP045
+    str | None, _option("--tokenizer", "A tokenizer.json or a hub name; needed with --data.", CORPUS)
 ]
 CacheDir = Annotated[
-    Optional[str], _option("--cache-dir", "Where tokenised corpora are kept. Default: the user cache folder.", CORPUS)  # noqa: UP045
+    str | None, _option("--cache-dir", "Where tokenised corpora are kept. Default: the user cache folder.", CORPUS)
 ]
 MicroBatch = Annotated[
-    Optional[int], _option("--micro-batch", "Sequences per forward pass. Default: what fits.", TRAINING, min=1)  # noqa: UP045
+    int | None, _option("--micro-batch", "Sequences per forward pass. Default: what fits.", TRAINING, min=1)
 ]
 LearningRate = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     _option("--lr", "Peak learning rate. Default: the model's published one.", TRAINING, min=1e-9, max=1.0),
 ]
 Device = Annotated[str, _option("--device", "auto, cpu, cuda or cuda:N.", TRAINING)]
 Dtype = Annotated[str, _option("--dtype", "auto (bf16 on CUDA, else fp32), bf16 or fp32.", TRAINING)]
 NumRanks = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     _option("--nproc", "Start so many ranks on this machine; as torchrun --nproc-per-node does.", TRAINING, min=1),
 ]
 ParallelOption = Annotated[
@@ -113,7 +115,7 @@ ValidationSequences = Annotated[
     int, _option("--validation-sequences", "Validation sequences per domain.", TRAINING, min=1)
 ]
 CheckpointEvery = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     _option(
         "--checkpoint-every", "Steps between checkpoints. Default: a fifth of the run, at most 1000.", FILES, min=1
     ),
@@ -122,7 +124,7 @@ Resume = Annotated[bool, _option("--resume", "Continue the unfinished run of the
 Force = Annotated[bool, _option("--force", "Replace existing files, start an unfinished run over.", FILES)]
 Agent = Annotated[AgentPreset, _option("--agent", "Preset of the actor-critic agent.", MIXING)]
 MixerOption = Annotated[
-    Optional[list[str]], _option("--mixer-option", "Change one setting of the mixer: NAME=VALUE.", MIXING)  # noqa: UP045
+    list[str] | None, _option("--mixer-option", "Change one setting of the mixer: NAME=VALUE.", MIXING)
 ]
 Alignment = Annotated[
     Estimator,
@@ -198,7 +200,7 @@ def proxy_train(
     alignment_layers: AlignmentLayers = "all",
     out: Annotated[Path, _option("--out", "The schedule to write.", FILES)] = Path("out.parquet"),
     save_model: Annotated[
-        Optional[str], _option("--save-model", "Keep the proxy too, as a Hugging Face folder.", FILES)  # noqa: UP045
+        str | None, _option("--save-model", "Keep the proxy too, as a Hugging Face folder.", FILES)
     ] = None,
     checkpoint_every: CheckpointEvery = None,
     keep_checkpoints: KeepCheckpoints = 2,
@@ -218,11 +220,9 @@ def proxy_train(
 @app.command()
 def apply(
     context: typer.Context,
-    model: Annotated[
-        Optional[str], _option("--model", "Preset, folder or hub name of the target.", TRAINING)  # noqa: UP045
-    ] = None,
+    model: Annotated[str | None, _option("--model", "Preset, folder or hub name of the target.", TRAINING)] = None,
     schedule: Annotated[
-        Optional[str], _option("--schedule", "Schedule to train with. Without one: --mode online.", MIXING)  # noqa: UP045
+        str | None, _option("--schedule", "Schedule to train with. Without one: --mode online.", MIXING)
     ] = None,
     mode: Annotated[
         ApplyMode,
@@ -237,7 +237,7 @@ def apply(
         ReplayAlignment, _option("--replay-by", "Map the recorded weights on this run's budget by.", MIXING)
     ] = "progress",
     map: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         _option("--map", "What a domain of the schedule is called in this corpus: OLD=NEW.", MIXING),
     ] = None,
     data: Data = None,
@@ -278,7 +278,7 @@ def apply(
         "applied.parquet"
     ),
     save_model: Annotated[
-        Optional[str], _option("--save-model", "Folder for the trained model. Default: beside --out.", FILES)  # noqa: UP045
+        str | None, _option("--save-model", "Folder for the trained model. Default: beside --out.", FILES)
     ] = None,
     checkpoint_every: CheckpointEvery = None,
     keep_checkpoints: KeepCheckpoints = 2,
@@ -295,15 +295,75 @@ def apply(
     run_apply(settings, _explicit(context), out, resume, force, dry_run)
 
 
+SHOWN, COMPOSED, WRITTEN, EXPORTED = "What is shown", "Compose", "Other forms", "Export to a trainer"
+
+
 @app.command()
 def inspect(
-    schedules: Annotated[list[Path], typer.Argument(help="One schedule to show, or several to compare.")],
-    json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+    context: typer.Context,
+    schedules: Annotated[
+        list[str],
+        typer.Argument(help="One schedule to show, or several to compare: files, or names of reference schedules."),
+    ],
+    plot: Annotated[PlotName, _option("--plot", "What is plotted over the run.", SHOWN)] = "weights",
+    domains: Annotated[
+        str | None,
+        _option(
+            "--domains", "Only these, by the beginnings of their names: web,code. The shares stay those of all.", SHOWN
+        ),
+    ] = None,
+    steps: Annotated[
+        str | None, _option("--steps", "Only these steps: FIRST:LAST, either may be left out.", SHOWN)
+    ] = None,
+    every: Annotated[int, _option("--every", "One point for so many steps: their mean.", SHOWN, min=1)] = 1,
+    average: Annotated[bool, _option("--average", "The static mixture of the mean weights.", COMPOSED)] = False,
+    smooth: Annotated[int, _option("--smooth", "Moving average over so many steps.", COMPOSED, min=1)] = 1,
+    merge: Annotated[
+        bool, _option("--merge", "The mean of all files, as of several seeds, with the deviation over them.", COMPOSED)
+    ] = False,
+    json: Annotated[bool, _option("--json", "Print the facts as JSON.", WRITTEN)] = False,
+    csv: Annotated[bool, _option("--csv", "Print what is plotted as CSV, a row per step.", WRITTEN)] = False,
+    plain: Annotated[
+        bool, _option("--plain", "Print the table of domains tab-separated, without plots.", WRITTEN)
+    ] = False,
+    image: Annotated[
+        Path | None, _option("--image", "Write the plot as .png, .svg or .pdf; needs matplotlib.", WRITTEN)
+    ] = None,
+    html: Annotated[
+        Path | None, _option("--html", "Write one page with all plots, to open in a browser.", WRITTEN)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        _option("--out", "Write the composed schedule to this file; with --export, its files to this folder.", WRITTEN),
+    ] = None,
+    force: Annotated[bool, _option("--force", "Overwrite what is there.", WRITTEN)] = False,
+    export: Annotated[
+        ExportName | None, _option("--export", "Write the schedule in the syntax of a trainer.", EXPORTED)
+    ] = None,
+    stages: Annotated[
+        int,
+        _option("--stages", "Stages of constant weights, placed to be closest to the schedule in KL.", EXPORTED, min=1),
+    ] = 8,
+    target_steps: Annotated[
+        int | None,
+        _option("--target-steps", "Steps of the trainer's run. Default: the schedule's.", EXPORTED, min=1),
+    ] = None,
+    target_batch: Annotated[
+        int | None,
+        _option("--target-batch", "Its global batch in sequences. Default: the schedule's.", EXPORTED, min=1),
+    ] = None,
+    target_seq_len: Annotated[
+        int | None, _option("--target-seq-len", "Its tokens per sequence. Default: the schedule's.", EXPORTED, min=2)
+    ] = None,
+    target_path: Annotated[
+        str, _option("--target-path", "Where the trainer finds a domain's tokens.", EXPORTED)
+    ] = "tokens/{domain}",
 ) -> None:
-    """Show a schedule: its run, its weights over time, a table per domain."""
-    from acodm_cli.commands.inspect import run_inspect
+    """Show a schedule, compare several, compose new ones, export to other trainers."""
+    from acodm_cli.commands.inspect import InspectSettings, run_inspect
 
-    run_inspect(schedules, json)
+    given = {field.name for field in fields(InspectSettings)}
+    run_inspect(InspectSettings(**{name: value for name, value in context.params.items() if name in given}))
 
 
 def _explicit(context: typer.Context) -> set[str]:

@@ -16,6 +16,8 @@ Prior = Literal["given", "uniform", "natural"]
 Estimator = Literal["sketch", "exact"]
 Parallel = Literal["ddp", "fsdp"]
 Compile = Literal["auto", "on", "off"]
+PlotName = Literal["weights", "loss", "reward", "energy", "validation", "entropy"]
+ExportName = Literal["levanter", "megatron", "mosaicml", "olmo-core", "nanotron", "torchtitan", "json", "csv"]
 
 DEFAULT_STEPS = 300
 DEFAULT_SEQ_LEN = 128

@@ -1,20 +1,191 @@
-"""`acodm inspect`: show and compare schedules. Never imports torch."""
+"""`acodm inspect`: show, compare, compose and export schedules. Never imports torch."""
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from acodm_cli.display.inspect import as_json, print_schedules
+from acodm_cli.commands.export import run_export
+from acodm_cli.config import ExportName, PlotName
+from acodm_cli.display import facts as of
+from acodm_cli.display.inspect import View, print_views
+from acodm_cli.display.series import COLUMNS, Series, chosen
+from acodm_cli.errors import UsageError
+from acodm_cli.schedule import compose
 from acodm_cli.schedule.schedule import Schedule
 
 
-def run_inspect(paths: list[Path], as_json_output: bool) -> None:
-    schedules = [(path, Schedule.load(path)) for path in paths]
-    if as_json_output:
-        values = [as_json(path, schedule) for path, schedule in schedules]
+@dataclass(frozen=True)
+class InspectSettings:
+    """The options of the command, as given."""
+
+    schedules: list[str]
+    plot: PlotName
+    domains: str | None
+    steps: str | None
+    every: int
+    average: bool
+    smooth: int
+    merge: bool
+    json: bool
+    csv: bool
+    plain: bool
+    image: Path | None
+    html: Path | None
+    out: Path | None
+    force: bool
+    export: ExportName | None
+    stages: int
+    target_steps: int | None
+    target_batch: int | None
+    target_seq_len: int | None
+    target_path: str
+
+
+def run_inspect(settings: InspectSettings) -> None:
+    """Raises: UsageError, ScheduleError."""
+    _check(settings)
+    views = _views(settings)
+    if settings.export is not None:
+        run_export(views[0].name, views[0].schedule, settings)
+        return
+    if settings.out is not None:
+        _may_write(settings.out, settings.force)
+        views[0].schedule.write(settings.out)
+    for path, write in ((settings.image, _write_image), (settings.html, _write_html)):
+        if path is not None:
+            _may_write(path, settings.force)
+            write(views, settings, path)
+    written = [path for path in (settings.out, settings.image, settings.html) if path is not None]
+    if settings.json:
+        values = [of.facts(view.name, view.schedule) for view in views]
+        values = [value | _compared(views[0], view) for value, view in zip(values, views, strict=True)]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=1))  # noqa: T201
+    elif settings.csv:
+        _print_csv(views, settings.plot)
+    elif settings.plain:
+        _print_plain(views)
+    elif written:
+        print(*written, sep="\n")  # noqa: T201 - the results, for scripts
     else:
-        print_schedules(schedules, Console(highlight=False))
+        print_views(views, settings.plot, Console(highlight=False))
+
+
+def _check(settings: InspectSettings) -> None:
+    s = settings
+    if s.json + s.csv + s.plain > 1:
+        raise UsageError("give one of --json, --csv and --plain")
+    several = len(s.schedules) > 1 and not s.merge
+    if several and (s.out is not None or s.export is not None):
+        raise UsageError("--out and --export take one schedule; give one file, or --merge")
+    if s.merge and len(s.schedules) < 2:
+        raise UsageError("--merge takes several schedules, as of several seeds")
+    if s.export is not None and s.out is None:
+        raise UsageError(f"give the folder for the files with --out, for example --out {s.export}/")
+    if s.export is not None and s.domains is not None:
+        raise UsageError("--domains only shows a part; an export has all domains")
+
+
+def _may_write(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; give another path, or --force to overwrite it")
+
+
+def _views(settings: InspectSettings) -> list[View]:
+    """Read, composed and cut as asked."""
+    s = settings
+    everything = s.out is not None and s.export is None
+    plots = list(COLUMNS) if s.html is not None else [s.plot]
+    columns = None if everything else {*of.COLUMNS, *(name for plot in plots for name in COLUMNS[plot])}
+    runs = [Schedule.load(source, columns) for source in s.schedules]
+    first, last = _range(s.steps)
+    if s.steps is not None:
+        runs = [compose.between(run, first, last) for run in runs]
+    views = [View(name, run) for name, run in zip(s.schedules, runs, strict=True)]
+    if s.merge:
+        mean, deviation_SK = compose.merge(runs)
+        views = [View(f"mean of {len(runs)} runs", mean, deviation_SK)]
+    return [_composed(view, s) for view in views]
+
+
+def _composed(view: View, settings: InspectSettings) -> View:
+    schedule, deviation_SK = view.schedule, view.deviation_SK
+    if settings.smooth > 1:
+        schedule = compose.smooth(schedule, settings.smooth)
+    if settings.average:
+        schedule, deviation_SK = compose.average(schedule), None
+    elif settings.every > 1:
+        if deviation_SK is not None:
+            deviation_SK = compose.means(deviation_SK, np.arange(0, len(schedule), settings.every))
+        schedule = compose.thin(schedule, settings.every)
+    return replace(view, schedule=schedule, deviation_SK=deviation_SK, domains=_chosen(schedule, settings.domains))
+
+
+def _chosen(schedule: Schedule, domains: str | None) -> list[int] | None:
+    return None if domains is None else chosen(schedule, [name.strip() for name in domains.split(",")])
+
+
+def _range(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    first, colon, last = text.partition(":")
+    try:
+        if colon:
+            return int(first) if first else None, int(last) if last else None
+    except ValueError:
+        pass
+    raise UsageError(f"--steps {text} is not FIRST:LAST, for example 100:200 or :500")
+
+
+def _compared(first: View, view: View) -> dict[str, Any]:
+    return {} if view is first else {"distance_to_first": of.distances(first.schedule, view.schedule)}
+
+
+def _rows(curves: Series) -> Iterator[list[Any]]:
+    for step, tokens, values in zip(curves.step_R.tolist(), curves.tokens_R.tolist(), curves.values_RN, strict=True):
+        yield [step, tokens, *("" if np.isnan(value) else f"{value:.6g}" for value in values)]
+
+
+def _print_csv(views: list[View], what: PlotName) -> None:
+    """A row per step, a column per domain; of several schedules, their names first."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    before: list[str] = []
+    for view in views:
+        curves = view.curves(what, len(view.schedule), view.schedule.domains)
+        prefix = [view.name] if len(views) > 1 else []
+        if curves.names != before:
+            writer.writerow([*(["schedule"] if prefix else []), "step", "tokens", *curves.names])
+        before = curves.names
+        writer.writerows(prefix + row for row in _rows(curves))
+
+
+def _print_plain(views: list[View]) -> None:
+    """Tab-separated, one line per schedule and domain."""
+    names = ("start", "end", "mean", "min", "max", "samples", "tokens", "epochs", "first_validation_loss", "last_validation_loss")  # fmt: skip
+    writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
+    writer.writerow(["schedule", "domain", *names])
+    for view in views:
+        for index in view.shown:
+            domain = of.facts(view.name, view.schedule)["domains"][index]
+            values = ("" if domain[name] is None else domain[name] for name in names)
+            writer.writerow([view.name, domain["name"], *(f"{v:.6g}" if isinstance(v, float) else v for v in values)])
+
+
+def _write_image(views: list[View], settings: InspectSettings, path: Path) -> None:
+    from acodm_cli.display.image import write_image
+
+    write_image(views, settings.plot, path)
+
+
+def _write_html(views: list[View], settings: InspectSettings, path: Path) -> None:
+    from acodm_cli.display.html import write_html
+
+    write_html(views, path)

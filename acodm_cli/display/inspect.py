@@ -1,8 +1,9 @@
-"""Schedules in the terminal: header, weights over time, table per domain; for people and as JSON."""
+"""Schedules in the terminal: header, plot, table per domain; several of them compared."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,283 +15,272 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from acodm_cli.config import PlotName
+from acodm_cli.display.facts import distances, facts
+from acodm_cli.display.plot import area_plot, line_plot, sparkline
+from acodm_cli.display.series import Series, series
+from acodm_cli.display.style import colour_of, human_count, in_colour, key_of, mapping, number, printable
 from acodm_cli.schedule.schedule import Schedule
 
-Array = NDArray[np.float64]
-
-# Readable on light and dark backgrounds; neighbours differ in hue.
-PALETTE = (
-    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#997700", "#7766cc",
-    "#bbcc33", "#cc6688", "#0077bb", "#dd7700", "#009988", "#aa4499", "#88aa00", "#bb5555", "#5588dd", "#c0a060",
-    "#60a080", "#9070b0",
-)  # fmt: skip
-KEYS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_SPARKS = "▁▂▃▄▅▆▇█"
-PLOT_HEIGHT = 14
+WIDEST_PLOT = 120
 NARROWEST_PLOT = 36
+WIDE_TABLE = 104
+BAR = 24
 
 
-def in_colour(console: Console) -> bool:
-    """Whether areas can be told apart by colour: not in a pipe, nor with NO_COLOR."""
-    return console.color_system is not None and not console.no_color
+@dataclass(frozen=True)
+class View:
+    """A schedule to show. name: as the user gave it. deviation_SK: of the weights over the runs that it is the mean of. domains:
+    indices of those to show, None for all; shares stay those of all."""
+
+    name: str
+    schedule: Schedule
+    deviation_SK: NDArray[np.float32] | None = None
+    domains: list[int] | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name without folders and ending."""
+        return Path(self.name).name.removesuffix(".parquet")
+
+    @property
+    def shown(self) -> list[int]:
+        return list(range(len(self.schedule.domains))) if self.domains is None else self.domains
+
+    def curves(self, what: PlotName, points: int, order: list[str]) -> Series:
+        """Of what is shown. order: of all domains that are shown beside each other, which decides letters and colours."""
+        curves = series(self.schedule, what, points, self.deviation_SK)
+        if not curves.of_domains:
+            return curves
+        shown = self.shown
+        names = [curves.names[index] for index in shown]
+        return replace(
+            curves,
+            names=names,
+            values_RN=curves.values_RN[:, shown],
+            band_RN=None if curves.band_RN is None else curves.band_RN[:, shown],
+            numbers=[order.index(name) for name in names],
+            whole=self.domains is None,
+        )
 
 
-def human_count(value: float) -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.0f}"
+def domain_order(views: list[View]) -> list[str]:
+    """All domains of these schedules, each once."""
+    return list(dict.fromkeys(name for view in views for name in view.schedule.domains))
 
 
-def resample(values_SX: Array, columns: int) -> Array:
-    """Means over `columns` equal spans of the run; a run shorter than that is stretched. [columns, …]"""
-    steps = len(values_SX)
-    edges = np.linspace(0, steps, columns + 1)
-    starts = np.minimum(edges[:-1].astype(int), steps - 1)
-    ends = np.maximum(np.ceil(edges[1:] - 1e-9).astype(int), starts + 1)
-    return np.stack([values_SX[start:end].mean(axis=0) for start, end in zip(starts, ends, strict=True)])
+def print_views(views: list[View], what: PlotName, console: Console) -> None:
+    """One schedule, or several compared with the first."""
+    if len(views) == 1:
+        console.print(header(views[0]), soft_wrap=True)
+    else:
+        console.print(Text("\n").join(map(_brief, views)), soft_wrap=True)
+    console.print()
+    side_by_side = max(1, min(len(views), console.width // NARROWEST_PLOT))
+    width = min(console.width // side_by_side - (2 if side_by_side > 1 else 0), WIDEST_PLOT)
+    colour = in_colour(console)
+    plots = [_plot(view, what, width, colour, domain_order(views), len(views) > 1) for view in views]
+    drawn = [plot for plot in plots if plot is not None]
+    if drawn:
+        console.print(Columns(drawn, padding=(0, 1)) if len(drawn) > 1 else drawn[0])
+    if len(views) == 1:
+        console.print(domain_table(views[0], console.width, colour))
+    else:
+        console.print(comparison_table(views, console.width, colour))
+        console.print(distance_lines(views), soft_wrap=True)
 
 
-def sparkline(values_S: Array, width: int) -> str:
-    """Scaled to its own range; a constant is a flat line."""
-    points = resample(values_S, width)
-    span = points.max() - points.min()
-    levels = np.full(width, 3) if span < 1e-6 else ((points - points.min()) / span * 7).round().astype(int)
-    return "".join(_SPARKS[level] for level in levels)
+def _plot(view: View, what: PlotName, width: int, colour: bool, order: list[str], named: bool) -> Text | None:
+    """None for the weights of one step: the table says it all."""
+    if what == "weights" and len(view.schedule) == 1:
+        return None
+    curves = view.curves(what, 2 * width, order)
+    title = f"{curves.title}: {printable(view.label)}" if named else curves.title
+    return (area_plot if curves.stacked else line_plot)(curves, width, colour, title)
 
 
-def validation_rows(schedule: Schedule) -> NDArray[np.int64]:
-    """Indices of the steps that have validation losses."""
-    return np.flatnonzero(np.isfinite(schedule.per_domain["validation_loss"]).all(axis=1))
-
-
-def domain_key(index: int) -> str:
-    return KEYS[index % len(KEYS)]
-
-
-def header(schedule: Schedule, path: Path) -> Text:
-    info = schedule.info
-    corpus, tokenizer, mixer = (_mapping(info.get(name)) for name in ("corpus", "tokenizer", "mixer"))
-    entropy_S = schedule.per_step["entropy"]
+def header(view: View) -> Text:
+    schedule, known = view.schedule, facts(view.name, view.schedule)
+    info = known["info"]
+    corpus, tokenizer, mixer = (mapping(info.get(name)) for name in ("corpus", "tokenizer", "mixer"))
+    domains = len(schedule.domains)
+    start, end = (math.exp(known["entropy"][at]) for at in ("start", "end"))
     lines = [
-        ("schedule", f"{path}  (format 1, acodm {info.get('acodm_version', '?')})"),
-        ("run", f"{info.get('command', '?')}  mixer {mixer.get('name', '?')}  seed {info.get('seed', '?')}  "
-                f"{'with' if schedule.policy else 'no'} policy"),
-        ("model", f"{info.get('model', '?')}  {human_count(_number(info.get('parameters')))} parameters"),
-        ("corpus", f"{corpus.get('name', '?')}  {len(schedule.domains)} domains  tokenizer {tokenizer.get('name', '?')} "
-                   f"({tokenizer.get('vocab_size', '?')})"),
-        ("budget", f"{len(schedule):,} steps x {info.get('batch', '?')} x {info.get('seq_len', '?')}  "
-                   f"{human_count(float(schedule.tokens_S[-1]))} tokens"),
-        ("entropy", f"{entropy_S[0]:.3f} -> {entropy_S[-1]:.3f} nats  effective domains {math.exp(entropy_S[0]):.1f} -> "
-                    f"{math.exp(entropy_S[-1]):.1f} of {len(schedule.domains)}"),
+        ("schedule", f"{view.name}  (format {known['format_version']}, acodm {info.get('acodm_version', '?')})"),
+        ("mixture", _said(info, ("title", "")) if "title" in info else ""),
+        ("made by", _said(info, ("command", ""), ("seed", "seed "), ("seeds", "seeds "))),
+        ("mixer", f"{mixer.get('name', '?')}  {'with' if known['has_policy'] else 'no'} policy"),
+        ("model", _model(info)),
+        ("corpus", f"{corpus['name']}  {domains} domains" if "name" in corpus else f"{domains} domains"),
+        ("tokens of", _said(tokenizer, ("name", ""), ("vocab_size", "vocabulary "))),
+        ("budget", _budget(known)),
+        ("entropy", _arrow(f"{known['entropy']['start']:.3f}", f"{known['entropy']['end']:.3f}") + " nats  effective domains "
+                    f"{_arrow(f'{start:.1f}', f'{end:.1f}')} of {domains}"),
+        ("energy", _energies(known["energy"])),
+        ("drawn", "" if known["realised_l1"] is None else f"sequences within {known['realised_l1']:.4f} of the weights, in L1"),
+        ("composed", ", ".join(map(str, info["composed"])) if isinstance(info.get("composed"), list) else ""),
+        ("source", _said(info, ("source", ""))),
+        ("caveat", _said(info, ("caveat", ""))),
     ]  # fmt: skip
-    energies = _energy_line(schedule)
-    if energies:
-        lines.append(("energy", energies))
-    return Text("\n").join(Text.assemble((f"{label:<9}", "bold"), _printable(value)) for label, value in lines)
+    return Text("\n").join(
+        Text.assemble((f"{label:<10}", "bold"), printable(value)) for label, value in lines if value.strip()
+    )
 
 
-def _printable(text: str) -> str:
-    """Schedules come from strangers: no control characters reach the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+def _brief(view: View) -> Text:
+    """One line, for when there are several."""
+    info, schedule = view.schedule.info, view.schedule
+    mixer, corpus = mapping(info.get("mixer")), mapping(info.get("corpus"))
+    said = (
+        f"mixer {mixer.get('name', '?')}",
+        str(info.get("title") or info.get("model", "?")),
+        f"{corpus.get('name', '')} {len(schedule.domains)} domains".strip(),
+        _budget(facts(view.name, schedule)) if schedule.tokens_S[-1] else "static",
+        f"seed {info['seed']}" if "seed" in info else "",
+    )
+    return Text.assemble((printable(view.label), "bold"), printable("  " + "  ".join(part for part in said if part)))
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _said(values: dict[str, Any], *names: tuple[str, str]) -> str:
+    return "  ".join(f"{before}{values[name]}" for name, before in names if values.get(name) not in (None, ""))
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
+def _arrow(start: str, end: str) -> str:
+    return start if start == end else f"{start} -> {end}"
 
 
-def _energy_line(schedule: Schedule) -> str:
-    """Self magnitude and interaction energy, medians over the first and last tenth of the run."""
-    self_S, interaction_S = schedule.per_step["self_energy"], schedule.per_step["interaction_energy"]
-    if not np.isfinite(self_S).any():
+def _model(info: dict[str, Any]) -> str:
+    parameters = number(info.get("parameters"))
+    size = "" if math.isnan(parameters) else f"  {human_count(parameters)} parameters"
+    return f"{info['model']}{size}" if "model" in info else ""
+
+
+def _budget(known: dict[str, Any]) -> str:
+    info = known["info"]
+    if known["steps"] == 1 and not known["tokens"]:
+        return "one step: the same weights all the time"
+    size = f" x {info['batch']} x {info['seq_len']}" if {"batch", "seq_len"} <= set(info) else ""
+    return f"{known['steps']:,} steps{size}  {human_count(known['tokens'])} tokens"
+
+
+def _energies(parts: dict[str, dict[str, float]] | None) -> str:
+    if parts is None:
         return ""
-    tenth = max(1, len(schedule) // 10)
-    pairs = [
-        f"{name} {np.nanmedian(values[:tenth]):.3g} -> {np.nanmedian(values[-tenth:]):.3g}"
-        for name, values in (("self", self_S), ("interaction", interaction_S))
-    ]
-    return "  ".join(pairs)
+    names = {"self_energy": "self magnitude", "interaction_energy": "interaction"}
+    return "  ".join(f"{names[name]} {part['start']:.3g} -> {part['end']:.3g}" for name, part in parts.items())
 
 
-def weights_plot(schedule: Schedule, width: int, colour: bool, title: str = "weights over time") -> Text:
-    """Stacked areas of the weights over the run, first domain on top.
+def domain_table(view: View, width: int, colour: bool) -> Table:
+    """Per domain: weights, their shape over time, sequences, epochs, first and last validation loss; in a narrow terminal, less. Of
+    a static mixture, a bar."""
+    schedule = view.schedule
+    domains = facts(view.name, schedule)["domains"]
+    domains = [domains[index] for index in view.shown]
+    static, wide = len(schedule) == 1, width >= WIDE_TABLE
+    drawn = any(domain["samples"] for domain in domains)
+    has_epochs, has_losses = domains[0]["epochs"] is not None, domains[0]["last_validation_loss"] is not None
+    has_tokens = domains[0]["tokens"] is not None
+    largest = max(domain["mean"] for domain in domains)
+    # Heading, and the cell of a domain's facts and index.
+    columns: list[tuple[str, Any]] = []
+    if static:
+        columns.append(("weight", lambda d, _: f"{d['mean']:.2%}"))
+        columns.append(("share", lambda d, _: _bar(d["mean"] / largest)))
+    else:
+        figures = ("start", "end", "mean", "min", "max") if wide else ("start", "end", "mean")
+        columns += [(name, lambda d, _, name=name: f"{d[name]:.1%}") for name in figures]
+        if view.deviation_SK is not None:
+            deviation_K = view.deviation_SK.mean(axis=0)
+            columns.append(("± sd", lambda _, index: f"{deviation_K[index]:.1%}"))
+        columns.append(
+            ("over time", lambda _, index: sparkline(schedule.per_domain["weight"][:, index], 16 if wide else 9))
+        )
+    if drawn and (wide or not has_epochs):
+        columns.append(("tokens", lambda d, _: human_count(d["tokens"])) if has_tokens else ("samples", lambda d, _: human_count(d["samples"])))  # fmt: skip
+    if drawn and has_epochs:
+        columns.append(("epochs", lambda d, _: f"{d['epochs']:.2f}"))
+    if has_losses:
+        columns.append(("validation loss" if wide else "val. loss", lambda d, _: _losses(d, 3 if wide else 2)))
+    rows = [[cell(domain, index) for _, cell in columns] for index, domain in zip(view.shown, domains, strict=True)]
+    table = _table()
+    for (name, _), cells in zip(columns, zip(*rows, strict=True), strict=True):
+        # Where there is too little room, only the names of domains are cut.
+        least = max(len(name), *map(len, cells))
+        table.add_column(name, justify="left" if name in ("over time", "share") else "right", min_width=least)
+    for index, domain, row in zip(view.shown, domains, rows, strict=True):
+        table.add_row(_key(index, colour), Text(printable(domain["name"])), *row)
+    return table
 
-    In colour each cell shows two half rows; without, each area is filled with its domain's letter.
-    """
-    columns = max(width - 6, 10)
-    weights_CK = resample(schedule.weights_SK, columns)
-    rows = PLOT_HEIGHT * (2 if colour else 1)
-    # The domain at the middle of each row of each column.
-    edges_CK = weights_CK.cumsum(axis=1) / weights_CK.sum(axis=1, keepdims=True)
-    middles_R = (np.arange(rows) + 0.5) / rows
-    domain_RC = (middles_R[:, None, None] >= edges_CK[None]).sum(axis=2).clip(max=len(schedule.domains) - 1)
-    plot = Text(title.center(width).rstrip() + "\n", style="bold") if title else Text()
-    for row in range(PLOT_HEIGHT):
-        label = {0: "100%", PLOT_HEIGHT // 2: " 50%", PLOT_HEIGHT - 1: "  0%"}.get(row, "    ")
-        plot.append(f"{label} ", style="not bold")
-        for column in range(columns):
-            if colour:
-                upper, lower = domain_RC[2 * row, column], domain_RC[2 * row + 1, column]
-                plot.append("▀", style=f"{_colour(upper)} on {_colour(lower)}")
-            else:
-                plot.append(domain_key(domain_RC[row, column]), style="not bold")
-        plot.append("\n")
-    first, last = f"step {schedule.step_S[0]}", f"{schedule.step_S[-1]}"
-    plot.append("     " + first + last.rjust(columns - len(first)), style="not bold")
-    return plot
 
-
-def _colour(domain: int) -> str:
-    return PALETTE[domain % len(PALETTE)]
-
-
-def domain_table(schedule: Schedule, width: int, colour: bool) -> Table:
-    """Per domain: start -> end, mean, min, max, shape over time, samples, epochs, first and last validation loss.
-    In a narrow terminal, without min, max and samples."""
-    wide = width >= 104
-    weights_SK = schedule.weights_SK
-    rows = validation_rows(schedule)
-    epochs_K = _epochs(schedule)
+def _table() -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     table.add_column("", no_wrap=True)
     table.add_column("domain", no_wrap=True, overflow="ellipsis", min_width=8)
-    figures = ("start", "end", "mean", "min", "max") if wide else ("start", "end", "mean")
-    samples = wide or epochs_K is None
-    columns = (
-        *figures,
-        "over time",
-        *(["samples"] if samples else []),
-        *(["epochs"] if epochs_K is not None else []),
-        *(["validation loss"] if len(rows) else []),
-    )
-    for name in columns:
-        table.add_column(name, justify="left" if name == "over time" else "right", no_wrap=True)
-    for index, domain in enumerate(schedule.domains):
-        values = weights_SK[:, index]
-        cells = [f"{values[0]:.1%}", f"{values[-1]:.1%}", f"{values.mean():.1%}"]
-        if wide:
-            cells += [f"{values.min():.1%}", f"{values.max():.1%}"]
-        cells.append(sparkline(values, 16 if wide else 9))
-        if samples:
-            cells.append(human_count(float(schedule.per_domain["samples"][:, index].sum())))
-        if epochs_K is not None:
-            cells.append(f"{epochs_K[index]:.2f}")
-        if len(rows):
-            losses = schedule.per_domain["validation_loss"][rows, index]
-            cells.append(f"{losses[0]:.3f} -> {losses[-1]:.3f}" if wide else f"{losses[0]:.2f}→{losses[-1]:.2f}")
-        key = Text("██" if colour else domain_key(index), style=_colour(index) if colour else "")
-        table.add_row(key, Text(_printable(domain)), *cells)
     return table
 
 
-def _epochs(schedule: Schedule) -> Array | None:
-    """How often each domain's training sequences were seen, if the file knows how many there are."""
-    sequences = _mapping(_mapping(schedule.info.get("corpus")).get("sequences"))
-    sizes = [_number(sequences.get(name)) for name in schedule.domains]
-    if not all(size > 0 for size in sizes):
-        return None
-    return schedule.per_domain["samples"].sum(axis=0) / np.array(sizes)
+def _bar(share: float) -> str:
+    eighths = round(share * BAR * 8)
+    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
-def print_schedules(schedules: list[tuple[Path, Schedule]], console: Console) -> None:
-    colour = in_colour(console)
-    if len(schedules) == 1:
-        path, schedule = schedules[0]
-        console.print(header(schedule, path))
-        console.print()
-        console.print(weights_plot(schedule, min(console.width, 120), colour))
-        console.print(domain_table(schedule, console.width, colour))
-        return
-    for path, schedule in schedules:
-        console.print(header(schedule, path))
-        console.print()
-    side_by_side = max(1, min(len(schedules), console.width // NARROWEST_PLOT))
-    width = min(console.width // side_by_side - 2, 120)
-    plots = [weights_plot(schedule, width, colour, path.name) for path, schedule in schedules]
-    console.print(Columns(plots, padding=(0, 1)))
-    console.print(comparison_table(schedules, colour))
-    console.print(distance_lines(schedules))
+def _losses(domain: dict[str, Any], digits: int) -> str:
+    first, last = domain["first_validation_loss"], domain["last_validation_loss"]
+    return f"{first:.{digits}f} -> {last:.{digits}f}" if digits > 2 else f"{first:.{digits}f}→{last:.{digits}f}"
 
 
-def comparison_table(schedules: list[tuple[Path, Schedule]], colour: bool) -> Table:
-    """Mean and final weight of every domain in every file; differences are to the first file."""
-    names = list(dict.fromkeys(name for _, schedule in schedules for name in schedule.domains))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    table.add_column("")
-    table.add_column("domain", no_wrap=True)
-    for number, (path, _) in enumerate(schedules):
-        table.add_column(f"{_printable(path.stem)}\nmean", justify="right", no_wrap=True)
-        table.add_column("\nend", justify="right", no_wrap=True)
-        if number:
+def _key(index: int, colour: bool) -> Text:
+    """Its colour and its letter, as in the plot."""
+    return Text(f"{key_of(index)} ██" if colour else key_of(index), style=colour_of(index) if colour else "")
+
+
+def comparison_table(views: list[View], width: int, colour: bool) -> Table:
+    """Mean weight of every domain in every file and the difference to the first file; in a wide terminal, the last weight too."""
+    order = domain_order(views)
+    shown = {view.schedule.domains[index] for view in views for index in view.shown}
+    known = [{domain["name"]: domain for domain in facts(view.name, view.schedule)["domains"]} for view in views]
+    ends = width >= 40 + 30 * len(views)
+    table = _table()
+    for number_, view in enumerate(views):
+        table.add_column(f"{_short(printable(view.label), 18)}\nmean", justify="right", no_wrap=True)
+        if ends:
+            table.add_column("\nend", justify="right", no_wrap=True)
+        if number_:
             table.add_column("\nΔ mean", justify="right", no_wrap=True)
-    for index, name in enumerate(names):
-        key = Text("██" if colour else domain_key(index), style=_colour(index) if colour else "")
+    for index, name in enumerate(order):
+        if name not in shown:
+            continue
         cells: list[str] = []
-        first_mean = None
-        for number, (_, schedule) in enumerate(schedules):
-            if name not in schedule.domains:
-                cells += ["-", "-"] + (["-"] if number else [])
+        base = known[0].get(name)
+        for number_, domains in enumerate(known):
+            domain = domains.get(name)
+            if domain is None:
+                cells += ["-"] * (1 + ends + bool(number_))
                 continue
-            values = schedule.weights_SK[:, schedule.domains.index(name)]
-            cells += [f"{values.mean():.1%}", f"{values[-1]:.1%}"]
-            if number:
-                cells.append("-" if first_mean is None else f"{100 * (values.mean() - first_mean):+.1f}")
-            else:
-                first_mean = values.mean()
-        table.add_row(key, Text(_printable(name)), *cells)
+            cells.append(f"{domain['mean']:.1%}")
+            if ends:
+                cells.append(f"{domain['end']:.1%}")
+            if number_:
+                cells.append("-" if base is None else f"{100 * (domain['mean'] - base['mean']):+.1f}")
+        table.add_row(_key(index, colour), Text(printable(name)), *cells)
     return table
 
 
-def distance_lines(schedules: list[tuple[Path, Schedule]]) -> Text:
-    """L1 distance of each file's weights to the first file's, over progress."""
-    (first_path, first), *others = schedules
+def _short(name: str, width: int) -> str:
+    return name if len(name) <= width else "…" + name[1 - width :]
+
+
+def distance_lines(views: list[View]) -> Text:
+    """Distances of each file's weights to the first file's, over progress."""
     lines = []
-    for path, other in others:
-        if set(other.domains) != set(first.domains):
-            lines.append(f"L1 {first_path.name} - {path.name}: the domains differ")
+    for view in views[1:]:
+        far = distances(views[0].schedule, view.schedule)
+        pair = f"{view.label} from {views[0].label}"
+        if far is None:
+            lines.append(f"{pair}: the domains differ")
             continue
-        order = [other.domains.index(name) for name in first.domains]
-        points = 16
-        gap = np.abs(resample(first.weights_SK, points) - resample(other.weights_SK[:, order], points)).sum(axis=1)
-        lines.append(
-            f"L1 {first_path.name} - {path.name}: mean {gap.mean():.3f}  max {gap.max():.3f}  {sparkline(gap, points)}"
-        )
-    return Text(_printable("\n".join(lines)) if len(lines) == 1 else "\n".join(map(_printable, lines)))
-
-
-def as_json(path: Path, schedule: Schedule) -> dict[str, Any]:
-    """The same facts for programs."""
-    weights_SK = schedule.weights_SK
-    rows = validation_rows(schedule)
-    losses = schedule.per_domain["validation_loss"]
-    epochs_K = _epochs(schedule)
-    domains = []
-    for index, name in enumerate(schedule.domains):
-        values = weights_SK[:, index]
-        domain: dict[str, Any] = {
-            "name": name,
-            "start": float(values[0]),
-            "end": float(values[-1]),
-            "mean": float(values.mean()),
-            "min": float(values.min()),
-            "max": float(values.max()),
-            "samples": int(schedule.per_domain["samples"][:, index].sum()),
-            "epochs": None if epochs_K is None else float(epochs_K[index]),
-            "first_validation_loss": float(losses[rows[0], index]) if len(rows) else None,
-            "last_validation_loss": float(losses[rows[-1], index]) if len(rows) else None,
-        }
-        domains.append(domain)
-    return {
-        "file": str(path),
-        "format_version": 1,
-        "steps": len(schedule),
-        "tokens": int(schedule.tokens_S[-1]),
-        "has_policy": schedule.policy is not None,
-        "info": schedule.info,
-        "domains": domains,
-        "entropy": {"start": float(schedule.per_step["entropy"][0]), "end": float(schedule.per_step["entropy"][-1])},
-    }
+        for name, unit in (("l1", "L1"), ("kl", "KL, nats")):
+            part = far[name]
+            shape = sparkline(np.array(part["by_progress"]), 24)
+            lines.append(f"{unit:<9}{pair}: mean {part['mean']:.3f}  max {part['max']:.3f}  {shape}")
+    return Text("\n".join(map(printable, lines)))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from acodm_cli.config import PlotName
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule.compose import means
 from acodm_cli.schedule.schedule import Schedule
 
-Plot = Literal["weights", "loss", "reward", "energy", "validation", "entropy"]
-TITLES: dict[Plot, tuple[str, str]] = {
+TITLES: dict[PlotName, tuple[str, str]] = {
     "weights": ("domain weights", "share of sequences"),
     "loss": ("training loss by domain", "nats"),
     "reward": ("reward by domain", ""),
@@ -22,7 +21,7 @@ TITLES: dict[Plot, tuple[str, str]] = {
     "entropy": ("entropy of the weights", "nats"),
 }
 # Columns of the file that a plot needs, of those that are per domain and per step.
-COLUMNS: dict[Plot, tuple[str, ...]] = {
+COLUMNS: dict[PlotName, tuple[str, ...]] = {
     "weights": ("weight",),
     "loss": ("loss",),
     "reward": ("reward",),
@@ -34,15 +33,23 @@ COLUMNS: dict[Plot, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Series:
-    """values_RN: N curves at R points; NaN where unknown. step_R, tokens_R: of the points. band_RN: their standard deviation over
-    runs, if there were several."""
+    """values_RN: N curves at R points; NaN where unknown. step_R, tokens_R: of the points, the last of each span, the first of which begins at
+    first_step. band_RN: their standard deviation over
+    runs, if there were several. numbers: of the curves, for their
+    colours and letters, where they are not their places here. whole: whether these are all domains."""
 
-    what: Plot
+    what: PlotName
     names: list[str]
     step_R: NDArray[np.int64]
     tokens_R: NDArray[np.int64]
     values_RN: NDArray[np.float64]
     band_RN: NDArray[np.float64] | None = None
+    first_step: int = 1
+    numbers: list[int] | None = None
+    whole: bool = True
+
+    def number(self, curve: int) -> int:
+        return curve if self.numbers is None else self.numbers[curve]
 
     @property
     def title(self) -> str:
@@ -54,14 +61,15 @@ class Series:
 
     @property
     def stacked(self) -> bool:
-        return self.what == "weights"
+        """Whether they are shares of one whole."""
+        return self.what == "weights" and self.whole and self.band_RN is None
 
     @property
     def of_domains(self) -> bool:
         return self.what not in ("energy", "entropy")
 
 
-def series(schedule: Schedule, what: Plot, points: int, deviation_SK: NDArray[np.float32] | None = None) -> Series:
+def series(schedule: Schedule, what: PlotName, points: int, deviation_SK: NDArray[np.float32] | None = None) -> Series:
     """The curves of a plot, each point a mean over an equal span of steps; of validations, those that were made.
 
     points: at most so many. deviation_SK: of the weights over the runs that were merged.
@@ -93,6 +101,7 @@ def series(schedule: Schedule, what: Plot, points: int, deviation_SK: NDArray[np
         schedule.tokens_S[last_R],
         means(values_SN, starts_R).astype(np.float64),
         band_RN,
+        int(schedule.step_S[rows_S[0]]),
     )
 
 

@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from acodm_cli.corpus.preflight import DomainUse
-from acodm_cli.display.inspect import domain_table, human_count, in_colour, validation_rows
+from acodm_cli.display.facts import validation_rows
+from acodm_cli.display.inspect import View, domain_table
+from acodm_cli.display.style import human_count, in_colour
 from acodm_cli.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> No
 
 def print_summary(console: Console, schedule: Schedule) -> None:
     console.print()
-    console.print(domain_table(schedule, console.width, in_colour(console)))
+    console.print(domain_table(View("", schedule), console.width, in_colour(console)))
     rows = validation_rows(schedule)
     if len(rows):
         losses_RK = schedule.per_domain["validation_loss"][rows].astype(np.float64)

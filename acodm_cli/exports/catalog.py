@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
+from acodm_cli.config import ExportName
 from acodm_cli.exports.plan import Exporter
 
-ExportName = Literal["levanter", "megatron", "mosaicml", "olmo-core", "nanotron", "torchtitan", "json", "csv"]
 EXPORTS: tuple[ExportName, ...] = get_args(ExportName)
 
 

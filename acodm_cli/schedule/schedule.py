@@ -12,6 +12,7 @@ import binascii
 import json
 import os
 import tempfile
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,9 @@ FORMAT_VERSION = 1
 MAX_METADATA_BYTES = 8 * 2**20
 MAX_POLICY_BASE64_BYTES = 384 * 2**20
 MAX_DOMAINS = 10_000
+# About 4 bytes per column of each.
+MAX_ROWS = 2**26
+BLOCK_ROWS = 2**20
 SIMPLEX_TOLERANCE = 1e-3
 
 DOMAIN_COLUMNS = {
@@ -69,7 +73,7 @@ class Schedule:
     """A schedule in memory.
 
     domains: K names in order. step_S, tokens_S: int64, cumulative tokens after each step. per_domain: column name to
-    [S, K]; missing values are NaN. per_step: column name to [S]. info: the run, JSON. policy: safetensors bytes.
+    [S, K]; missing values are NaN. per_step: column name to [S]. Of both, those that were read. info: the run, JSON. policy: safetensors bytes.
     """
 
     domains: list[str]
@@ -175,30 +179,33 @@ class Schedule:
     # Reading
 
     @classmethod
-    def load(cls, source: str | Path) -> Schedule:
-        """A schedule file, or a reference schedule by its name. Raises: ScheduleError as `read`."""
-        return cls.read(find_schedule(source))
+    def load(cls, source: str | Path, columns: Collection[str] | None = None) -> Schedule:
+        """A schedule file, or a reference schedule by its name. As `read`."""
+        return cls.read(find_schedule(source), columns)
 
     @classmethod
-    def read(cls, path: Path) -> Schedule:
+    def read(cls, path: Path, columns: Collection[str] | None = None) -> Schedule:
         """Read and check a schedule file.
+
+        columns: of DOMAIN_COLUMNS and STEP_COLUMNS, those to read besides the weights; the others are left out. None for all.
 
         Raises:
             ScheduleError: not there, not a schedule of this format version, truncated, or inconsistent.
         """
         if not path.is_file():
             raise ScheduleError(f"schedule {path} does not exist or is a folder; give a .parquet file")
+        wanted = [n for n in (*DOMAIN_COLUMNS, *STEP_COLUMNS) if n == "weight" or columns is None or n in columns]
         try:
             # Without the limit, a crafted footer could ask for any amount of memory.
             limits = {"thrift_string_size_limit": MAX_POLICY_BASE64_BYTES, "thrift_container_size_limit": 10_000_000}
             with pq.ParquetFile(path, page_checksum_verification=True, **limits) as file:
                 info = _read_info(file, path)
                 _check_columns(file.schema_arrow, path)
-                table = file.read()
+                policy = _read_policy(file.schema_arrow.metadata, path)
+                return _read_steps(file, wanted, info, policy, path)
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             raise ScheduleError(f"{path} is not a readable Parquet file ({reason}); make or copy it again") from None
-        return _from_table(table, info, _read_policy(table.schema.metadata, path), path)
 
 
 def _umask() -> int:
@@ -258,38 +265,75 @@ def _read_policy(metadata: dict[bytes, bytes], path: Path) -> bytes | None:
         raise ScheduleError(f"{path}: its policy is not valid base64; make or copy the file again") from None
 
 
-def _from_table(table: pa.Table, info: dict[str, Any], policy: bytes | None, path: Path) -> Schedule:
+def _read_steps(
+    file: pq.ParquetFile, wanted: list[str], info: dict[str, Any], policy: bytes | None, path: Path
+) -> Schedule:
+    """In blocks of whole steps: of a million steps, only what is kept of each block is ever in memory at once."""
     domains = info.pop("domains")
-    num_domains = len(domains)
-    if table.num_rows == 0 or table.num_rows % num_domains:
-        raise ScheduleError(f"{path}: {table.num_rows} rows are not a whole number of steps of {num_domains} domains")
-    column = table.column("domain").cast(pa.string()).to_numpy(zero_copy_only=False).reshape(-1, num_domains)
-    if not (column == np.array(domains, dtype=object)).all():
-        raise ScheduleError(f"{path}: its rows do not list the domains of its metadata in order at every step")
-
-    def values(name: str, dtype: Any) -> NDArray[Any]:
-        data = table.column(name)
-        if data.null_count and name not in _NULLABLE:
-            raise ScheduleError(f"{path}: column {name} has missing values")
-        return data.to_numpy().reshape(-1, num_domains).astype(dtype)
-
-    step, tokens = values("step", np.int64), values("tokens", np.int64)
-    per_domain = {name: values(name, dtype) for name, dtype in DOMAIN_COLUMNS.items()}
-    per_step = {name: values(name, np.float32) for name in STEP_COLUMNS}
-    if (step != step[:, :1]).any() or (tokens != tokens[:, :1]).any():
-        raise ScheduleError(f"{path}: its rows are not grouped by step")
-    if (np.diff(step[:, 0]) <= 0).any() or (np.diff(tokens[:, 0]) < 0).any() or (tokens < 0).any():
-        raise ScheduleError(f"{path}: its steps or tokens do not increase")
-    _check_weights(per_domain["weight"], step[:, 0], path)
+    num_domains, num_rows = len(domains), file.metadata.num_rows
+    if not 0 < num_rows <= MAX_ROWS or num_rows % num_domains:
+        raise ScheduleError(
+            f"{path}: {num_rows} rows are not a whole number of steps of {num_domains} domains, or more than {MAX_ROWS}"
+        )
+    blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in ("step", "tokens", *wanted)}
+    for table in _blocks(file, ["step", "tokens", "domain", *wanted], num_domains):
+        _check_domains(table.column("domain"), domains, path)
+        values = {name: _values(table.column(name), name, num_domains, path) for name in blocks}
+        for name in ("step", "tokens"):
+            if (values[name] != values[name][:, :1]).any():
+                raise ScheduleError(f"{path}: its rows are not grouped by step")
+        _check_weights(values["weight"], values["step"][:, 0], path)
+        if "samples" in values and (values["samples"] < 0).any():
+            raise ScheduleError(f"{path}: its samples are negative")
+        for name, values_BK in values.items():
+            blocks[name].append(values_BK if name in DOMAIN_COLUMNS else values_BK[:, 0].copy())
+    columns = {name: np.concatenate(blocks.pop(name)) for name in list(blocks)}
+    step_S, tokens_S = columns["step"], columns["tokens"]
+    if step_S[0] < 0 or tokens_S[0] < 0 or (step_S[1:] <= step_S[:-1]).any() or (tokens_S[1:] < tokens_S[:-1]).any():
+        raise ScheduleError(f"{path}: its steps or tokens are negative or do not increase")
     return Schedule(
         domains=domains,
-        step_S=step[:, 0],
-        tokens_S=tokens[:, 0],
-        per_domain=per_domain,
-        per_step={name: column[:, 0] for name, column in per_step.items()},
+        step_S=step_S,
+        tokens_S=tokens_S,
+        per_domain={name: columns[name] for name in DOMAIN_COLUMNS if name in wanted},
+        per_step={name: columns[name] for name in STEP_COLUMNS if name in wanted},
         info=info,
         policy=policy,
     )
+
+
+def _blocks(file: pq.ParquetFile, columns: list[str], num_domains: int) -> Iterator[pa.Table]:
+    """The rows in order, in tables of whole steps."""
+    rest: list[pa.Table] = []
+    rows = max(1, BLOCK_ROWS // num_domains) * num_domains
+    for batch in file.iter_batches(batch_size=rows, columns=columns):
+        table = pa.concat_tables([*rest, pa.Table.from_batches([batch])])
+        whole = table.num_rows // num_domains * num_domains
+        if whole:
+            yield table.slice(0, whole)
+        rest = [table.slice(whole)] if whole < table.num_rows else []
+    if rest:
+        raise ValueError("its last step is not whole")
+
+
+def _check_domains(column: pa.ChunkedArray, domains: list[str], path: Path) -> None:
+    number = {name: index for index, name in enumerate(domains)}
+    position = 0
+    for chunk in column.chunks:
+        numbers_D = np.array([number.get(name, -1) for name in chunk.dictionary.to_pylist()], dtype=np.int64)
+        indices_R = chunk.indices
+        expected_R = np.arange(position, position + len(chunk)) % len(domains)
+        position += len(chunk)
+        if indices_R.null_count or not len(numbers_D) or (numbers_D[indices_R.to_numpy()] != expected_R).any():
+            raise ScheduleError(f"{path}: its rows do not list the domains of its metadata in order at every step")
+
+
+def _values(column: pa.ChunkedArray, name: str, num_domains: int, path: Path) -> NDArray[Any]:
+    """[steps of the block, K]"""
+    if column.null_count and name not in _NULLABLE:
+        raise ScheduleError(f"{path}: column {name} has missing values")
+    dtype = np.int64 if name in ("step", "tokens") else DOMAIN_COLUMNS.get(name, np.float32)
+    return column.to_numpy().reshape(-1, num_domains).astype(dtype, copy=False)
 
 
 def _check_weights(weights_SK: NDArray[np.float32], step_S: NDArray[np.int64], path: Path) -> None:

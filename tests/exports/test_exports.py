@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from acodm_cli.exports.catalog import EXPORTS, ExportName, exporter
+from acodm_cli.config import ExportName
+from acodm_cli.exports.catalog import EXPORTS, exporter
 from acodm_cli.exports.plan import Plan, Target
 from acodm_cli.schedule.stages import find_stages
 

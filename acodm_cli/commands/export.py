@@ -1,0 +1,111 @@
+"""`acodm inspect --export`: a schedule in the syntax of another trainer, with a report of what that trainer will make of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from acodm_cli.display.style import printable
+from acodm_cli.errors import UsageError
+from acodm_cli.exports.catalog import exporter
+from acodm_cli.exports.plan import Plan, Target
+from acodm_cli.schedule.measures import divergence, l1
+from acodm_cli.schedule.schedule import Schedule
+from acodm_cli.schedule.stages import find_stages
+
+if TYPE_CHECKING:
+    from acodm_cli.commands.inspect import InspectSettings
+
+
+def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None:
+    """Write the files; print the report to stderr and the paths to stdout.
+
+    Raises:
+        UsageError: the run of the target is not known, its trainer cannot do it, or a file is in the way.
+    """
+    assert settings.export is not None
+    assert settings.out is not None
+    module = exporter(settings.export)
+    target = _target(schedule, settings)
+    stages = find_stages(schedule.weights_SK, target.steps, settings.stages, module.multiple(target))
+    plan = Plan(schedule.domains, stages, target, name)
+    export = module.export(plan)
+    paths = [settings.out / file for file in export.files]
+    for path in paths:
+        if path.exists() and not settings.force:
+            raise UsageError(f"{path} exists; give another --out, or --force to overwrite it")
+    try:
+        for path, text in zip(paths, export.files.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    except OSError as error:
+        raise UsageError(f"cannot write to {settings.out}: {error.strerror}; choose another --out") from None
+    console = Console(stderr=True, highlight=False)
+    _report(console, schedule, plan, module.realised(export.files, plan), module.TRAINER)
+    for note in export.notes:
+        console.print(Text(f"note: {printable(note)}"), soft_wrap=True)
+    print(*paths, sep="\n")  # noqa: T201 - the results, for scripts
+
+
+def _target(schedule: Schedule, settings: InspectSettings) -> Target:
+    """The target's run: as given, else the schedule's own."""
+    values = {}
+    for name in ("steps", "batch", "seq_len"):
+        given = getattr(settings, f"target_{name}")
+        recorded = schedule.info.get(name)
+        value = given if given is not None else recorded
+        if type(value) is not int or not 1 <= value < 2**40:
+            raise UsageError(f"this schedule is of no run; give the target's --target-{name.replace('_', '-')}")
+        values[name] = value
+    if "{domain}" not in settings.target_path:
+        raise UsageError(f"--target-path {settings.target_path} has no {{domain}}; for example tokens/{{domain}}/train")
+    return Target(path=settings.target_path, **values)
+
+
+def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.ndarray, trainer: str) -> None:
+    """Stages: where they begin, how far they are from the schedule and what the trainer makes of them."""
+    target, asked_NK = plan.target, plan.weights_NK
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"exported for {trainer}", title_justify="left")
+    for column in (
+        "stage",
+        "first step",
+        "steps",
+        "first sample",
+        "L1 of rounding",
+        "largest change by rounding",
+        "to zero",
+    ):
+        table.add_column(column, justify="left" if column.startswith("largest") else "right")
+    for number, stage in enumerate(plan.stages):
+        asked_K, realised_K = asked_NK[number], realised_NK[number]
+        worst = int(np.abs(realised_K - asked_K).argmax())
+        table.add_row(
+            str(number + 1),
+            f"{stage.first:,}",
+            f"{stage.steps:,}",
+            f"{stage.first * target.batch:,}",
+            f"{l1(realised_K, asked_K):.4f}",
+            Text(f"{printable(plan.domains[worst])} {asked_K[worst]:.3%} -> {realised_K[worst]:.3%}"),
+            str(int(((realised_K == 0) & (asked_K > 0)).sum()) or ""),
+        )
+    console.print(table)
+    followed_PK, stages_P = _along(schedule, plan)
+    console.print(
+        f"the stages are {divergence(followed_PK, asked_NK[stages_P]).mean():.5f} nats from the schedule (mean KL), "
+        f"L1 {l1(followed_PK, asked_NK[stages_P]).mean():.4f}; with the trainer's rounding L1 "
+        f"{l1(followed_PK, realised_NK[stages_P]).mean():.4f}",
+        soft_wrap=True,
+    )
+
+
+def _along(schedule: Schedule, plan: Plan, points: int = 512) -> tuple[Any, Any]:
+    """The schedule's weights and the stage in force at even points of the run. [points, K], [points]"""
+    at_P = (np.arange(points) + 0.5) / points
+    followed_PK = np.stack([schedule.weights(progress=progress) for progress in at_P])
+    starts = [stage.first for stage in plan.stages]
+    return followed_PK, np.searchsorted(starts, at_P * plan.target.steps, side="right") - 1

@@ -1,0 +1,117 @@
+"""What there is to say of a schedule, as plain values: tables, JSON and pages show the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acodm_cli.display.style import mapping, number
+from acodm_cli.schedule.compose import means
+from acodm_cli.schedule.measures import divergence, entropy, l1
+from acodm_cli.schedule.schedule import FORMAT_VERSION, Schedule
+
+Array = NDArray[np.float64]
+
+# Schedules are compared at so many points of their runs.
+POINTS = 64
+# Columns of the file that facts are made of.
+COLUMNS = ("weight", "samples", "validation_loss", "self_energy", "interaction_energy")
+
+
+def validation_rows(schedule: Schedule) -> NDArray[np.int64]:
+    """Indices of the steps that have validation losses."""
+    return np.flatnonzero(np.isfinite(schedule.per_domain["validation_loss"]).all(axis=1))
+
+
+def facts(name: str, schedule: Schedule) -> dict[str, Any]:
+    """JSON values; what the schedule does not know is None."""
+    weights_SK = schedule.per_domain["weight"]
+    rows = validation_rows(schedule)
+    losses_SK = schedule.per_domain["validation_loss"]
+    samples_K = schedule.per_domain["samples"].sum(axis=0, dtype=np.int64)
+    epochs_K = epochs(schedule, samples_K)
+    tokens = (samples_K * number(schedule.info.get("seq_len"))).tolist()
+    mean_K = weights_SK.mean(axis=0, dtype=np.float64)
+    domains = []
+    for index, domain in enumerate(schedule.domains):
+        values_S = weights_SK[:, index]
+        entry: dict[str, Any] = {
+            "name": domain,
+            "start": float(values_S[0]),
+            "end": float(values_S[-1]),
+            "mean": float(mean_K[index]),
+            "min": float(values_S.min()),
+            "max": float(values_S.max()),
+            "samples": int(samples_K[index]),
+            "tokens": int(tokens[index]) if math.isfinite(tokens[index]) else None,
+            "epochs": None if epochs_K is None else float(epochs_K[index]),
+            "first_validation_loss": float(losses_SK[rows[0], index]) if len(rows) else None,
+            "last_validation_loss": float(losses_SK[rows[-1], index]) if len(rows) else None,
+        }
+        domains.append(entry)
+    return {
+        "file": name,
+        "format_version": FORMAT_VERSION,
+        "steps": len(schedule),
+        "tokens": int(schedule.tokens_S[-1]),
+        "has_policy": schedule.policy is not None,
+        "info": schedule.info,
+        "domains": domains,
+        "entropy": {at: float(entropy(weights_SK[row].astype(np.float64))) for at, row in (("start", 0), ("end", -1))},
+        "energy": energies(schedule),
+        "realised_l1": realised_l1(schedule, samples_K),
+    }
+
+
+def epochs(schedule: Schedule, samples_K: NDArray[np.int64]) -> Array | None:
+    """How often each domain's training sequences were seen, if the file knows how many there are."""
+    sequences = mapping(mapping(schedule.info.get("corpus")).get("sequences"))
+    sizes = [number(sequences.get(name)) for name in schedule.domains]
+    return samples_K / np.array(sizes) if all(0 < size < math.inf for size in sizes) else None
+
+
+def energies(schedule: Schedule) -> dict[str, dict[str, float]] | None:
+    """Self magnitude and interaction energy, medians over the first and last tenth of the run."""
+    tenth = max(1, len(schedule) // 10)
+    parts = {}
+    for name in ("self_energy", "interaction_energy"):
+        values_S = schedule.per_step[name]
+        first, last = (part[np.isfinite(part)] for part in (values_S[:tenth], values_S[-tenth:]))
+        if not len(first) or not len(last):
+            return None
+        parts[name] = {"start": float(np.median(first)), "end": float(np.median(last))}
+    return parts
+
+
+def realised_l1(schedule: Schedule, samples_K: NDArray[np.int64]) -> float | None:
+    """L1 distance between the mean weights, weighted by the sequences of each step, and the sequences that were drawn."""
+    samples_S = schedule.per_domain["samples"].sum(axis=1, dtype=np.float64)
+    if not samples_K.sum():
+        return None
+    asked_K = samples_S @ schedule.per_domain["weight"] / samples_S.sum()
+    return float(l1(asked_K, samples_K / samples_K.sum()))
+
+
+def distances(first: Schedule, other: Schedule) -> dict[str, Any] | None:
+    """How far another schedule's weights are from the first's, at the same share of both runs: L1, and KL(other ‖ first) in nats. None if
+    their domains differ. by_progress: [POINTS]"""
+    if set(other.domains) != set(first.domains):
+        return None
+    points = min(POINTS, max(len(first), len(other)))
+    first_PK, other_PK = (_by_progress(run, points) for run in (first, other.in_order_of(first.domains)))
+    by_progress = {"l1": l1(other_PK, first_PK), "kl": divergence(other_PK, first_PK)}
+    return {
+        name: {"mean": float(values_P.mean()), "max": float(values_P.max()), "by_progress": values_P.tolist()}
+        for name, values_P in by_progress.items()
+    }
+
+
+def _by_progress(schedule: Schedule, points: int) -> Array:
+    """Mean weights over equal parts of the run; of fewer steps than parts, those in force. [points, K]"""
+    if len(schedule) < points:
+        return np.stack([schedule.weights(progress=(point + 0.5) / points) for point in range(points)])
+    starts = np.linspace(0, len(schedule), points, endpoint=False).astype(np.int64)
+    return means(schedule.per_domain["weight"], starts).astype(np.float64)
