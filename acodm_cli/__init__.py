@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from acodm_cli.adapters import MixedDataset, ScheduleSampler
     from acodm_cli.schedule.schedule import Schedule
 
 __version__ = "0.1.0"
-__all__ = ["Schedule", "__version__"]
+__all__ = ["MixedDataset", "Schedule", "ScheduleSampler", "__version__"]
+_HOMES = {
+    "Schedule": "acodm_cli.schedule.schedule",
+    "MixedDataset": "acodm_cli.adapters",
+    "ScheduleSampler": "acodm_cli.adapters",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Schedule is imported when it is asked for: `acodm --help` needs neither numpy nor pyarrow.
-    if name == "Schedule":
-        from acodm_cli.schedule.schedule import Schedule
-
-        return Schedule
+    # Imported when they are asked for: `acodm --help` needs neither torch nor pyarrow.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -66,7 +66,7 @@ def run_inspect(settings: InspectSettings) -> None:
             write(views, settings, path)
     written = [path for path in (settings.out, settings.image, settings.html) if path is not None]
     if settings.json:
-        values = [of.facts(view.name, view.schedule) for view in views]
+        values = [view.facts for view in views]
         values = [value | _compared(views[0], view) for value, view in zip(values, views, strict=True)]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=1))  # noqa: T201
     elif settings.csv:
@@ -174,7 +174,7 @@ def _print_plain(views: list[View]) -> None:
     writer.writerow(["schedule", "domain", *names])
     for view in views:
         for index in view.shown:
-            domain = of.facts(view.name, view.schedule)["domains"][index]
+            domain = view.facts["domains"][index]
             values = ("" if domain[name] is None else domain[name] for name in names)
             writer.writerow([view.name, domain["name"], *(f"{v:.6g}" if isinstance(v, float) else v for v in values)])
 

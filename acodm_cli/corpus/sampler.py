@@ -118,30 +118,18 @@ def _key(*parts: int | NDArray[np.integer]) -> Keys:
     return np.atleast_1d(key)
 
 
-class Sampler:
-    """Batches of `batch` sequences from P_α = Σ α_i UNIF(D_i), stratified.
+class IndexSampler:
+    """Indices of sequences, `batch` of them at a time, from P_α = Σ α_i UNIF(D_i), stratified.
 
     Within an epoch of a domain no sequence repeats; each epoch has an order of its own.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        batch: int,
-        seq_len: int,
-        seed: int,
-        max_epochs: float | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        """max_epochs: how often a domain may be seen. rank, world_size: which share of each batch is loaded here."""
-        self.corpus = corpus
+    def __init__(self, sizes_K: Counts, batch: int, seed: int, max_epochs: float | None = None) -> None:
+        """sizes_K: sequences of each domain. max_epochs: how often a domain may be seen."""
+        self.sizes_K = sizes_K
         self.batch = batch
-        self.seq_len = seq_len
         self.seed = seed
-        self.rows = slice(rank * batch // world_size, (rank + 1) * batch // world_size)
         self.step = 0
-        self.sizes_K = np.array([d.train.num_sequences(seq_len) for d in corpus.domains], dtype=np.int64)
         self.limits_K = None if max_epochs is None else np.floor(max_epochs * self.sizes_K)
         self.expected_K = np.zeros(len(self.sizes_K))
         self.drawn_K = np.zeros(len(self.sizes_K), dtype=np.int64)
@@ -153,14 +141,6 @@ class Sampler:
         return cap_weights(
             weights_K, np.maximum(self.limits_K - self.expected_K - _ROUNDING * self.batch, 0) / self.batch
         )
-
-    def draw(self, weights_K: NDArray[np.float64]) -> Batch:
-        """The next batch. weights_K: on the simplex, executed."""
-        domains_B, indices_B, samples_K = self.pick(weights_K)
-        mine = zip(domains_B[self.rows].tolist(), indices_B[self.rows].tolist(), strict=True)
-        sequences = [self.corpus.domains[domain].train.sequence(index, self.seq_len) for domain, index in mine]
-        tokens_BS = np.stack(sequences) if sequences else np.zeros((0, self.seq_len + 1), np.int64)
-        return Batch(torch.from_numpy(tokens_BS), self.rows, torch.from_numpy(domains_B), samples_K)
 
     def pick(self, weights_K: NDArray[np.float64]) -> tuple[Counts, Counts, Counts]:
         """(domain [B], sequence of that domain [B], sequences per domain [K]) of the next global batch."""
@@ -196,3 +176,31 @@ class Sampler:
         self.step = state["step"]
         self.expected_K = state["expected"].numpy()
         self.drawn_K = state["drawn"].numpy()
+
+
+class Sampler(IndexSampler):
+    """Batches of a corpus, of which each rank loads its share."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        batch: int,
+        seq_len: int,
+        seed: int,
+        max_epochs: float | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        sizes_K = np.array([d.train.num_sequences(seq_len) for d in corpus.domains], dtype=np.int64)
+        super().__init__(sizes_K, batch, seed, max_epochs)
+        self.corpus = corpus
+        self.seq_len = seq_len
+        self.rows = slice(rank * batch // world_size, (rank + 1) * batch // world_size)
+
+    def draw(self, weights_K: NDArray[np.float64]) -> Batch:
+        """The next batch. weights_K: on the simplex, executed."""
+        domains_B, indices_B, samples_K = self.pick(weights_K)
+        mine = zip(domains_B[self.rows].tolist(), indices_B[self.rows].tolist(), strict=True)
+        sequences = [self.corpus.domains[domain].train.sequence(index, self.seq_len) for domain, index in mine]
+        tokens_BS = np.stack(sequences) if sequences else np.zeros((0, self.seq_len + 1), np.int64)
+        return Batch(torch.from_numpy(tokens_BS), self.rows, torch.from_numpy(domains_B), samples_K)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ class View:
     schedule: Schedule
     deviation_SK: NDArray[np.float32] | None = None
     domains: list[int] | None = None
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return facts(self.name, self.schedule)
 
     @property
     def label(self) -> str:
@@ -100,7 +105,7 @@ def _plot(view: View, what: PlotName, width: int, colour: bool, order: list[str]
 
 
 def header(view: View) -> Text:
-    schedule, known = view.schedule, facts(view.name, view.schedule)
+    schedule, known = view.schedule, view.facts
     info = known["info"]
     corpus, tokenizer, mixer = (mapping(info.get(name)) for name in ("corpus", "tokenizer", "mixer"))
     domains = len(schedule.domains)
@@ -135,7 +140,7 @@ def _brief(view: View) -> Text:
         f"mixer {mixer.get('name', '?')}",
         str(info.get("title") or info.get("model", "?")),
         f"{corpus.get('name', '')} {len(schedule.domains)} domains".strip(),
-        _budget(facts(view.name, schedule)) if schedule.tokens_S[-1] else "static",
+        _budget(view.facts) if schedule.tokens_S[-1] else "static",
         f"seed {info['seed']}" if "seed" in info else "",
     )
     return Text.assemble((printable(view.label), "bold"), printable("  " + "  ".join(part for part in said if part)))
@@ -174,8 +179,7 @@ def domain_table(view: View, width: int, colour: bool) -> Table:
     """Per domain: weights, their shape over time, sequences, epochs, first and last validation loss; in a narrow terminal, less. Of
     a static mixture, a bar."""
     schedule = view.schedule
-    domains = facts(view.name, schedule)["domains"]
-    domains = [domains[index] for index in view.shown]
+    domains = [view.facts["domains"][index] for index in view.shown]
     static, wide = len(schedule) == 1, width >= WIDE_TABLE
     drawn = any(domain["samples"] for domain in domains)
     has_epochs, has_losses = domains[0]["epochs"] is not None, domains[0]["last_validation_loss"] is not None
@@ -238,7 +242,7 @@ def comparison_table(views: list[View], width: int, colour: bool) -> Table:
     """Mean weight of every domain in every file and the difference to the first file; in a wide terminal, the last weight too."""
     order = domain_order(views)
     shown = {view.schedule.domains[index] for view in views for index in view.shown}
-    known = [{domain["name"]: domain for domain in facts(view.name, view.schedule)["domains"]} for view in views]
+    known = [{domain["name"]: domain for domain in view.facts["domains"]} for view in views]
     ends = width >= 40 + 30 * len(views)
     table = _table()
     for number_, view in enumerate(views):

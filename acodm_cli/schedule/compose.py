@@ -124,6 +124,9 @@ def _at_progress(values_SX: NDArray[Any], at_R: Array) -> NDArray[np.float32]:
 def means(values_SX: NDArray[Any], starts_R: NDArray[np.int64]) -> NDArray[np.float32]:
     """Means of what is known over the spans that begin at these rows; NaN where nothing is. [R, …]"""
     known_SX = np.isfinite(values_SX)
+    if known_SX.all():
+        counts = np.diff(starts_R, append=len(values_SX)).reshape(-1, *[1] * (values_SX.ndim - 1))
+        return (np.add.reduceat(values_SX, starts_R, dtype=np.float64) / counts).astype(np.float32)
     counts_RX = np.add.reduceat(known_SX, starts_R, dtype=np.int64)
     sums_RX = np.add.reduceat(np.where(known_SX, values_SX, 0), starts_R, dtype=np.float64)
     return np.divide(sums_RX, counts_RX, out=np.full(sums_RX.shape, np.nan), where=counts_RX > 0).astype(np.float32)

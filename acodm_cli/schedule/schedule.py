@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -318,22 +319,32 @@ def _blocks(file: pq.ParquetFile, columns: list[str], num_domains: int) -> Itera
 
 def _check_domains(column: pa.ChunkedArray, domains: list[str], path: Path) -> None:
     number = {name: index for index, name in enumerate(domains)}
-    position = 0
-    for chunk in column.chunks:
-        numbers_D = np.array([number.get(name, -1) for name in chunk.dictionary.to_pylist()], dtype=np.int64)
-        indices_R = chunk.indices
-        expected_R = np.arange(position, position + len(chunk)) % len(domains)
-        position += len(chunk)
-        if indices_R.null_count or not len(numbers_D) or (numbers_D[indices_R.to_numpy()] != expected_R).any():
+    in_order_K = np.arange(len(domains))
+    for chunk in _whole_steps(column, len(domains)):
+        names = chunk.dictionary.to_pylist()
+        numbers_D = np.array([number.get(name, -1) for name in names], dtype=np.int64)
+        indices = chunk.indices
+        valid = not indices.null_count and len(names)
+        if not valid or (numbers_D[np.from_dlpack(indices).reshape(-1, len(domains))] != in_order_K).any():
             raise ScheduleError(f"{path}: its rows do not list the domains of its metadata in order at every step")
+
+
+def _whole_steps(column: pa.ChunkedArray, num_domains: int) -> list[pa.DictionaryArray]:
+    """Its chunks, if each is of whole steps; else one."""
+    if all(len(chunk) % num_domains == 0 for chunk in column.chunks):
+        return column.chunks
+    return [column.unify_dictionaries().combine_chunks()]
 
 
 def _values(column: pa.ChunkedArray, name: str, num_domains: int, path: Path) -> NDArray[Any]:
     """[steps of the block, K]"""
     if column.null_count and name not in _NULLABLE:
         raise ScheduleError(f"{path}: column {name} has missing values")
-    dtype = np.int64 if name in ("step", "tokens") else DOMAIN_COLUMNS.get(name, np.float32)
-    return column.to_numpy().reshape(-1, num_domains).astype(dtype, copy=False)
+    if column.null_count:
+        column = pc.fill_null(column, float("nan"))
+    # Not by to_numpy, which imports pandas.
+    parts = [np.from_dlpack(chunk) for chunk in column.chunks]
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, num_domains)
 
 
 def _check_weights(weights_SK: NDArray[np.float32], step_S: NDArray[np.int64], path: Path) -> None:

@@ -1,0 +1,139 @@
+"""Schedules in other trainers that are written in PyTorch: a sampler, and a dataset that mixes domains.
+
+Both draw what acodm's own engine draws: exact counts per global batch, without replacement within an epoch of a domain, decided by the
+schedule and a seed alone. So they need no state: to resume, begin at `first_step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Sampler as TorchSampler
+
+from acodm_cli.corpus.sampler import IndexSampler
+from acodm_cli.schedule.schedule import Schedule
+
+
+class _Draws:
+    """Domain and place within it of every sequence of a run, in order."""
+
+    def __init__(self, schedule: Schedule, sizes: Mapping[str, int], steps: int, batch: int, seed: int) -> None:
+        if steps < 1 or batch < 1:
+            raise ValueError(f"steps and batch must be positive, not {steps} and {batch}")
+        if empty := [name for name, size in sizes.items() if size < 1]:
+            raise ValueError(f"there is nothing in {', '.join(empty)}")
+        self.timeline = schedule.in_order_of(list(sizes)).timeline
+        self.sizes_K = np.array(list(sizes.values()), dtype=np.int64)
+        self.steps, self.batch, self.seed = steps, batch, seed
+
+    def __call__(self, first_step: int) -> Iterator[tuple[int, int]]:
+        """From a step on, counted from 0."""
+        sampler = IndexSampler(self.sizes_K, self.batch, self.seed)
+        for step in range(self.steps):
+            domains_B, indices_B, _ = sampler.pick(self.timeline.at_progress((step + 0.5) / self.steps))
+            if step >= first_step:
+                yield from zip(domains_B.tolist(), indices_B.tolist(), strict=True)
+
+
+class ScheduleSampler(TorchSampler[int]):
+    """Indices into `torch.utils.data.ConcatDataset` of map-style datasets, one per domain, for a `DataLoader`.
+
+    schedule: stretched over the run. sizes: domain to length, in the order of the concatenation; the schedule's domains. steps, batch:
+    optimiser steps and global batch in sequences of the run. first_step: where to begin, when resuming.
+
+    With several ranks give all of them the same sampler and let each take its batches of every global batch, as `accelerate` does.
+
+    Raises:
+        ValueError: no steps, no batch, or an empty domain.
+        UsageError: other domains than the schedule's.
+    """
+
+    def __init__(
+        self, schedule: Schedule, sizes: Mapping[str, int], steps: int, batch: int, seed: int = 0, first_step: int = 0
+    ) -> None:
+        self.draws = _Draws(schedule, sizes, steps, batch, seed)
+        self.first_step = first_step
+        self.offsets_K = np.cumsum([0, *sizes.values()])[:-1].tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return (self.offsets_K[domain] + index for domain, index in self.draws(self.first_step))
+
+    def __len__(self) -> int:
+        return (self.draws.steps - self.first_step) * self.draws.batch
+
+
+class MixedDataset(IterableDataset[Any]):
+    """The examples of several datasets, mixed as a schedule says, for Hugging Face's `Trainer` or any `DataLoader`.
+
+    schedule: stretched over the run. datasets: domain to a map-style or an iterable dataset; map-style ones are drawn in a random order,
+    iterable ones as they come, and both begin again at their end. steps, batch: optimiser steps and global batch in sequences, that is
+    devices x per-device batch x gradient accumulation. first_step: where to begin, when resuming. loader_batch: the `DataLoader`'s batch size,
+    needed if it has several workers, of which each makes every n-th batch.
+
+    Raises:
+        ValueError: no steps, no batch, or an empty domain; while iterating, several workers without loader_batch.
+        UsageError: other domains than the schedule's.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        datasets: Mapping[str, Any],
+        steps: int,
+        batch: int,
+        seed: int = 0,
+        first_step: int = 0,
+        loader_batch: int | None = None,
+    ) -> None:
+        self.datasets = list(datasets.values())
+        # What has no length is read in its own order, whatever index is asked for.
+        sizes = {name: len(data) if _is_map(data) else 1 for name, data in datasets.items()}
+        self.draws = _Draws(schedule, sizes, steps, batch, seed)
+        self.first_step = first_step
+        self.loader_batch = loader_batch
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        workers, this = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        if workers > 1 and self.loader_batch is None:
+            raise ValueError("with several workers MixedDataset needs loader_batch, the DataLoader's batch size")
+        streams = [None if _is_map(data) else _Repeated(data) for data in self.datasets]
+        for number, (domain, index) in enumerate(self.draws(self.first_step)):
+            stream = streams[domain]
+            mine = workers == 1 or number // (self.loader_batch or 1) % workers == this
+            if stream is not None:
+                # Read also what others give: a stream cannot be entered in the middle.
+                example = next(stream)
+                if mine:
+                    yield example
+            elif mine:
+                yield self.datasets[domain][index]
+
+
+def _is_map(data: Any) -> bool:
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
+class _Repeated(Iterator[Any]):
+    """An iterable, again and again; with `set_epoch`, as datasets of Hugging Face have it, each time in another order."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self.epoch = 0
+        self.examples = iter(data)
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.examples)
+        except StopIteration:
+            self.epoch += 1
+            if hasattr(self.data, "set_epoch"):
+                self.data.set_epoch(self.epoch)
+            self.examples = iter(self.data)
+        try:
+            return next(self.examples)
+        except StopIteration:
+            raise ValueError("a dataset of the mixture is empty") from None
