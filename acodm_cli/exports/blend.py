@@ -1,0 +1,35 @@
+"""The blend of Megatron-LM, which nanotron took over: every sample comes from the dataset that is furthest behind its weight."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acodm_cli.exports.plan import Array
+
+# Samples that are followed one by one. Past them counts are taken to grow by the weights. Every count stays within
+# num_datasets - 1 samples of its weight's share, so the error of a share is below num_datasets / MOST_FOLLOWED.
+MOST_FOLLOWED = 1 << 16
+
+
+def blend_counts(weights_N: list[Array], sizes_N: list[int]) -> list[Array]:
+    """Samples of every dataset among the first sizes_N[n] of the blend with weights_N[n], which are positive and sum to 1.
+
+    Sample i is drawn from the dataset with the largest weight · max(i, 1) - samples drawn so far, the first of equals; later samples
+    do not depend on how long the blend is.
+    """
+    widest = max(len(weights_K) for weights_K in weights_N)
+    weights_NK = np.stack([np.pad(weights_K, (0, widest - len(weights_K))) for weights_K in weights_N])
+    # What pads a row is never behind.
+    counts_NK = np.where(weights_NK > 0, 0, np.inf)
+    followed_N = np.minimum(np.array(sizes_N, dtype=np.int64), MOST_FOLLOWED)
+    ends: set[int] = set(followed_N.tolist())
+    rows_N: NDArray[np.intp] = np.arange(len(weights_N))
+    found_NK = np.zeros_like(weights_NK)
+    for index in range(max(ends)):
+        behind_NK = weights_NK * max(index, 1) - counts_NK
+        counts_NK[rows_N, behind_NK.argmax(axis=1)] += 1
+        if index + 1 in ends:
+            found_NK[followed_N == index + 1] = counts_NK[followed_N == index + 1]
+    found_NK += weights_NK * (np.array(sizes_N) - followed_N)[:, None]
+    return [row_K[: len(weights_K)] for row_K, weights_K in zip(found_NK, weights_N, strict=True)]

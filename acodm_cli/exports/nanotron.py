@@ -1,0 +1,95 @@
+"""nanotron: for every stage a YAML fragment of the config, with data_stages up to that stage and the step where it ends.
+
+A stage is a DatasetStageArgs with a NanosetDatasetsArgs (src/nanotron/config/config.py): lists of folders and of weights.
+start_training_step counts from 1. run_train.py trains on the last stage of its config, and only if that stage starts right after the
+step of the checkpoint (get_dataloader); a config with all stages does not run. Where a stage ends is tokens.train_steps. Releases up
+to 0.4 on the package index have no data_stages.
+
+Weights are normalised by BlendableDataset (src/nanotron/data/nemo_dataset/blendable_dataset.py); build_blending_indices in helpers.cpp
+beside it draws every sample from the dataset that is furthest behind, and a stage begins at the first. A weight of 0 is not safe
+there: where nothing is behind, the first dataset is drawn. So domains without weight are left out. Folders go on where the
+stages before stopped, give or take a few sequences.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import yaml
+
+from acodm_cli.exports.blend import blend_counts
+from acodm_cli.exports.checks import domain_paths, notes_of_zeros
+from acodm_cli.exports.plan import Array, Export, Plan, Target, comment
+
+TRAINER = "nanotron at 2411b022a75f"
+# The default of nanotron. All stages need the same one: it orders the files of a folder if they are shuffled.
+_SEED = 42
+
+
+def multiple(target: Target) -> int:
+    return 1
+
+
+def export(plan: Plan) -> Export:
+    """Raises: UsageError if two domains share a folder, or one would be expanded as a pattern."""
+    paths = domain_paths(plan, "nanotron", forbidden="*?[")
+    entries = []
+    for number, stage in enumerate(plan.stages):
+        drawn = [(path, weight) for path, weight in zip(paths, stage.weights_K.tolist(), strict=True) if weight > 0]
+        dataset = {"dataset_folder": [path for path, _ in drawn], "dataset_weights": [weight for _, weight in drawn]}
+        entries.append(
+            {
+                "name": f"stage {number + 1}",
+                "start_training_step": stage.first + 1,
+                "data": {"dataset": dataset, "num_loading_workers": 1, "seed": _SEED},
+            }
+        )
+    head = "".join(f"# {line}\n" for line in comment(plan, TRAINER))
+    digits = len(str(len(entries)))
+    files = {}
+    for number, stage in enumerate(plan.stages):
+        tokens = {"sequence_length": plan.target.seq_len, "train_steps": stage.first + stage.steps}
+        fragment = {"data_stages": entries[: number + 1], "tokens": tokens}
+        body = yaml.safe_dump(fragment, sort_keys=False, allow_unicode=True, width=1000)
+        files[f"data-stages-{number + 1:0{digits}d}.yaml"] = head + body
+    return Export(files, [*_notes(plan, paths), *notes_of_zeros(plan, realised(files, plan))])
+
+
+def _notes(plan: Plan, paths: list[str]) -> list[str]:
+    batch = plan.target.batch
+    notes = [
+        "Merge one file per run into your config; tokens.micro_batch_size x tokens.batch_accumulation_per_replica x parallelism.dp "
+        f"must be {batch}.",
+    ]
+    if len(plan.stages) > 1:
+        starts = ", ".join(f"{stage.first + 1} (sample {stage.first * batch})" for stage in plan.stages)
+        notes += [
+            f"Restart at every stage: its run loads the last checkpoint (checkpoints.resume_checkpoint_path, with save_final_state and "
+            f"load_lr_scheduler true) and trains to tokens.train_steps; stages start at step {starts}.",
+            "Set lr_warmup_steps, lr_decay_starting_step and lr_decay_steps of the scheduler for the whole run of "
+            f"{plan.target.steps} steps in all configs: left out, they follow tokens.train_steps, which is the end of the stage.",
+        ]
+    if not all("s3" in path for path in paths):
+        notes.append(
+            "This nanotron stops at the first step unless every dataset_folder has s3 in its path "
+            "(BlendableDataset.get_consumption_stats): use such paths, or take that assertion out."
+        )
+    return notes
+
+
+def realised(files: dict[str, str], plan: Plan) -> Array:
+    domain_of = {plan.target.path_of(domain): index for index, domain in enumerate(plan.domains)}
+    fragments = sorted(
+        (yaml.safe_load(text) for text in files.values()), key=lambda value: value["tokens"]["train_steps"]
+    )
+    weights_N, indices_N, sizes_N = [], [], []
+    for fragment in fragments:
+        stage = max(fragment["data_stages"], key=lambda value: value["start_training_step"])
+        dataset = stage["data"]["dataset"]
+        weights_K = np.array(dataset["dataset_weights"], dtype=np.float64)
+        weights_N.append(weights_K / weights_K.sum())
+        indices_N.append([domain_of[folder] for folder in dataset["dataset_folder"]])
+        sizes_N.append((fragment["tokens"]["train_steps"] - stage["start_training_step"] + 1) * plan.target.batch)
+    shares_NK = np.zeros((len(fragments), len(plan.domains)))
+    for number, counts_K in enumerate(blend_counts(weights_N, sizes_N)):
+        shares_NK[number, indices_N[number]] = counts_K / sizes_N[number]
+    return shares_NK
