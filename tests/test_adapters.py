@@ -123,6 +123,7 @@ def test_the_trainer_of_hugging_face(schedule: Schedule, tmp_path: Path) -> None
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
         use_cpu=True,
+        remove_unused_columns=False,
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from acodm_cli.commands.inspect import InspectSettings
 
 
+# A change of a share below this is not seen in percents with two digits.
+VISIBLE = 5e-5
+
+
 def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None:
     """Write the files; print the report to stderr and the paths to stdout.
 
@@ -33,7 +37,7 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
     module = exporter(settings.export)
     target = _target(schedule, settings)
     stages = find_stages(schedule.weights_SK, target.steps, settings.stages, module.multiple(target))
-    plan = Plan(schedule.domains, stages, target, name)
+    plan = Plan(schedule.domains, stages, target, printable(name))
     export = module.export(plan)
     paths = [settings.out / file for file in export.files]
     for path in paths:
@@ -71,27 +75,20 @@ def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.nd
     """Stages: where they begin, how far they are from the schedule and what the trainer makes of them."""
     target, asked_NK = plan.target, plan.weights_NK
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"exported for {trainer}", title_justify="left")
-    for column in (
-        "stage",
-        "first step",
-        "steps",
-        "first sample",
-        "L1 of rounding",
-        "largest change by rounding",
-        "to zero",
-    ):
-        table.add_column(column, justify="left" if column.startswith("largest") else "right")
+    for column in ("stage", "first step", "steps", "first sample", "rounding, L1", "to zero", "most changed"):
+        table.add_column(column, justify="left" if column == "most changed" else "right", no_wrap=True)
     for number, stage in enumerate(plan.stages):
         asked_K, realised_K = asked_NK[number], realised_NK[number]
         worst = int(np.abs(realised_K - asked_K).argmax())
+        change = f"{printable(plan.domains[worst])} {asked_K[worst]:.2%} -> {realised_K[worst]:.2%}"
         table.add_row(
             str(number + 1),
             f"{stage.first:,}",
             f"{stage.steps:,}",
             f"{stage.first * target.batch:,}",
             f"{l1(realised_K, asked_K):.4f}",
-            Text(f"{printable(plan.domains[worst])} {asked_K[worst]:.3%} -> {realised_K[worst]:.3%}"),
             str(int(((realised_K == 0) & (asked_K > 0)).sum()) or ""),
+            Text(change if abs(realised_K[worst] - asked_K[worst]) >= VISIBLE else ""),
         )
     console.print(table)
     followed_PK, stages_P = _along(schedule, plan)
