@@ -37,7 +37,5 @@ def notes_of_zeros(plan: Plan, realised_NK: Array) -> list[str]:
         if zero:
             notes.append(f"{domain!r} has weight 0 in stage {', '.join(zero)} and is left out there.")
         if lost:
-            notes.append(
-                f"{domain!r} has less than one sequence in stage {', '.join(lost)}: nothing is drawn from it there."
-            )
+            notes.append(f"{domain!r} rounds to zero in stage {', '.join(lost)}: nothing is drawn from it there.")
     return notes

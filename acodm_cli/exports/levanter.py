@@ -17,10 +17,10 @@ import math
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from acodm_cli.errors import UsageError
-from acodm_cli.exports.absent import absent
+from acodm_cli.exports.checks import notes_of_zeros
+from acodm_cli.exports.counts import largest_remainder
 from acodm_cli.exports.plan import Array, Export, Plan, Target, comment
 
 TRAINER = "Levanter (marin-levanter 0.2.20.dev202606180959)"
@@ -40,13 +40,18 @@ def export(plan: Plan) -> Export:
         if stage.first % every:
             raise UsageError(
                 f"Levanter cannot begin a stage at step {stage.first}: with batches of {target.batch} its blocks of {_BLOCK} sequences "
-                f"begin every {every} steps; let stages begin at multiples of {every}, or take a batch size with a larger power of two."
+                f"begin every {every} steps; let stages begin at multiples of {every}, or take a batch size with a larger power of two"
             )
     config = {
         "data": {
             "components": {name: {"cache_dir": target.path_of(name), "flat_cache": True} for name in plan.domains},
             "train_weights": [
-                [stage.first, dict(zip(plan.domains, (_counts(stage.weights_K) / _BLOCK).tolist(), strict=True))]
+                [
+                    stage.first,
+                    dict(
+                        zip(plan.domains, (largest_remainder(stage.weights_K, _BLOCK) / _BLOCK).tolist(), strict=True)
+                    ),
+                ]
                 for stage in plan.stages
             ],
             "mixture_block_size": _BLOCK,
@@ -71,7 +76,7 @@ def export(plan: Plan) -> Export:
     ]
     if cut := target.steps * target.batch % _BLOCK:
         notes.append(f"The run ends {cut} sequences into a block, and the shares of that block hold only on average.")
-    return Export(files, [*notes, *absent(realised(files, plan), plan)])
+    return Export(files, [*notes, *notes_of_zeros(plan, realised(files, plan))])
 
 
 def realised(files: dict[str, str], plan: Plan) -> Array:
@@ -90,12 +95,3 @@ def _dealt(weights: dict[str, float], order: list[str], block: int) -> dict[str,
     largest = max(counts, key=counts.__getitem__)
     counts[largest] += block - sum(counts.values())
     return counts
-
-
-def _counts(weights_K: Array) -> NDArray[np.int64]:
-    """The whole numbers of sequences, in sum _BLOCK, that are closest to the weights."""
-    wanted_K = weights_K / weights_K.sum() * _BLOCK
-    counts_K = np.floor(wanted_K).astype(np.int64)
-    short = _BLOCK - int(counts_K.sum())
-    counts_K[np.argsort(counts_K - wanted_K, kind="stable")[:short]] += 1
-    return counts_K

@@ -21,8 +21,8 @@ import json
 import numpy as np
 
 from acodm_cli.errors import UsageError
-from acodm_cli.exports.blend import blend_counts
 from acodm_cli.exports.checks import domain_paths, notes_of_zeros
+from acodm_cli.exports.counts import blend_counts
 from acodm_cli.exports.plan import Array, Export, Plan, Target
 
 TRAINER = "Megatron-LM core_v0.16.0 and later (followed at d98e8a64ddf3)"

@@ -18,8 +18,7 @@ from urllib.parse import quote
 import numpy as np
 import yaml
 
-from acodm_cli.errors import UsageError
-from acodm_cli.exports.absent import absent
+from acodm_cli.exports.checks import domain_paths, notes_of_zeros
 from acodm_cli.exports.plan import Array, Export, Plan, Target, comment
 from acodm_cli.schedule.stages import Stage
 
@@ -35,12 +34,7 @@ def multiple(target: Target) -> int:
 
 def export(plan: Plan) -> Export:
     target = plan.target
-    paths = [target.path_of(name) for name in plan.domains]
-    if len(set(paths)) < len(paths):
-        raise UsageError(
-            f"Two domains would be read from {next(path for path in paths if paths.count(path) > 1)!r}, and streaming allows a folder "
-            "for one stream only; put {domain} into the path."
-        )
+    paths = domain_paths(plan, "streaming")
     first, *others = [_dataset(plan, number, stage) for number, stage in enumerate(plan.stages)]
     config: dict[str, Any] = {
         "max_seq_len": target.seq_len,
@@ -75,7 +69,7 @@ def export(plan: Plan) -> Export:
         notes.append("Stages that have begun must not be edited: the callback refuses a checkpoint of other stages.")
     if any("://" in path for path in paths):
         notes.append("Remote streams are cached below streams/; change `local` if the disk is elsewhere.")
-    return Export(files, [*notes, *absent(realised(files, plan), plan)])
+    return Export(files, [*notes, *notes_of_zeros(plan, realised(files, plan))])
 
 
 def realised(files: dict[str, str], plan: Plan) -> Array:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 import yaml
 
-from acodm_cli.exports.blend import blend_counts
 from acodm_cli.exports.checks import domain_paths, notes_of_zeros
+from acodm_cli.exports.counts import blend_counts
 from acodm_cli.exports.plan import Array, Export, Plan, Target, comment
 
 TRAINER = "nanotron at 2411b022a75f"

@@ -21,6 +21,7 @@ import numpy as np
 
 from acodm_cli.errors import UsageError
 from acodm_cli.exports.checks import domain_paths, notes_of_zeros
+from acodm_cli.exports.counts import largest_remainder
 from acodm_cli.exports.plan import Array, Export, Plan, Target, comment
 
 TRAINER = "OLMo-core 3.0.0"
@@ -124,7 +125,7 @@ def export(plan: Plan) -> Export:
     paths = [path if path.endswith(".npy") else f"{path.rstrip('/')}/*.npy" for path in domain_paths(plan, "OLMo-core")]
     stages = []
     for stage in plan.stages:
-        counts_K = _largest_remainder(stage.weights_K, stage.steps * target.batch)
+        counts_K = largest_remainder(stage.weights_K, stage.steps * target.batch)
         stages.append({name: count for name, count in zip(plan.domains, counts_K.tolist(), strict=True) if count > 0})
     code = _CODE.format(
         seq_len=target.seq_len,
@@ -141,14 +142,6 @@ def export(plan: Plan) -> Export:
         "A domain that runs out of sequences begins again without a warning.",
     ]
     return Export(files, [*notes, *notes_of_zeros(plan, realised(files, plan))])
-
-
-def _largest_remainder(weights_K: Array, total: int) -> Array:
-    exact_K = weights_K / weights_K.sum() * total
-    counts_K = np.floor(exact_K).astype(np.int64)
-    order_K = np.argsort(counts_K - exact_K, kind="stable")
-    counts_K[order_K[: total - counts_K.sum()]] += 1
-    return counts_K
 
 
 def realised(files: dict[str, str], plan: Plan) -> Array:

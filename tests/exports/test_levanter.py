@@ -30,7 +30,7 @@ def test_weights_are_apportioned_to_whole_sequences() -> None:
     plan = small_plan([0.5, 0.4996, 0.0003, 0.0001])
     export = levanter.export(plan)
     assert (levanter.realised(export.files, plan) * 2048).tolist() == [[1024, 1023, 1, 0]]
-    assert "'d3' gets nothing in the whole run: its weight rounds to zero." in export.notes
+    assert "'d3' rounds to zero in stage 1: nothing is drawn from it there." in export.notes
 
 
 def test_other_weights_are_read_by_levanters_rule() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from acodm_cli.errors import UsageError
 from acodm_cli.exports import megatron
-from acodm_cli.exports.blend import blend_counts
+from acodm_cli.exports.counts import blend_counts
 from acodm_cli.exports.plan import Plan, Target
 from acodm_cli.schedule.stages import Stage
 

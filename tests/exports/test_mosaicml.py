@@ -39,7 +39,7 @@ def test_a_weight_below_one_sample_vanishes_and_is_said() -> None:
     plan = odd_plan()
     export = mosaicml.export(plan)
     assert mosaicml.realised(export.files, plan)[0, NAMES.index("tiny")] == 0
-    assert "'tiny' gets nothing in stage 0 (counted from 0): its weight rounds to zero there." in export.notes
+    assert "'tiny' rounds to zero in stage 1: nothing is drawn from it there." in export.notes
 
 
 def test_stages_last_their_tokens() -> None:

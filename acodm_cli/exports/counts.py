@@ -1,4 +1,4 @@
-"""The blend of Megatron-LM, which nanotron took over: every sample comes from the dataset that is furthest behind its weight."""
+"""Whole numbers of sequences out of weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from acodm_cli.exports.plan import Array
 MOST_FOLLOWED = 1 << 16
 
 
+def largest_remainder(weights_K: Array, total: int) -> NDArray[np.int64]:
+    """The whole numbers with this sum that are closest to the weights' shares of it. [K]"""
+    exact_K = weights_K / weights_K.sum() * total
+    counts_K = np.floor(exact_K).astype(np.int64)
+    counts_K[np.argsort(counts_K - exact_K, kind="stable")[: total - int(counts_K.sum())]] += 1
+    return counts_K
+
+
 def blend_counts(weights_N: list[Array], sizes_N: list[int]) -> list[Array]:
-    """Samples of every dataset among the first sizes_N[n] of the blend with weights_N[n], which are positive and sum to 1.
+    """The rule of Megatron-LM, which nanotron took over: every sample comes from the dataset that is furthest behind its weight.
+
+    Samples of every dataset among the first sizes_N[n] of the blend with weights_N[n], which are positive and sum to 1.
 
     Sample i is drawn from the dataset with the largest weight · max(i, 1) - samples drawn so far, the first of equals; later samples
     do not depend on how long the blend is.

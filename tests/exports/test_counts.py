@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from acodm_cli.exports import blend
-from acodm_cli.exports.blend import blend_counts
+from acodm_cli.exports import counts
+from acodm_cli.exports.counts import blend_counts, largest_remainder
 
 
 def test_hand_computed() -> None:
@@ -26,5 +26,14 @@ def test_stages_do_not_depend_on_each_other() -> None:
 def test_long_blends_are_followed_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     weights_K = np.random.default_rng(0).dirichlet(np.ones(9))
     exact_K = blend_counts([weights_K], [5000])[0]
-    monkeypatch.setattr(blend, "MOST_FOLLOWED", 1000)
+    monkeypatch.setattr(counts, "MOST_FOLLOWED", 1000)
     np.testing.assert_allclose(blend_counts([weights_K], [5000])[0], exact_K, atol=8)
+
+
+def test_largest_remainders_add_up() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        weights_K, total = generator.dirichlet(np.full(7, 0.3)), int(generator.integers(1, 10**9))
+        counts_K = largest_remainder(weights_K, total)
+        assert counts_K.sum() == total
+        assert np.abs(counts_K - weights_K * total).max() < 1
