@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import sys
@@ -16,11 +17,14 @@ from rich.console import Console
 from acodm_cli.commands.export import run_export
 from acodm_cli.config import ExportName, PlotName
 from acodm_cli.display import facts as of
-from acodm_cli.display.inspect import View, print_views
+from acodm_cli.display.inspect import View, domain_order, print_views
 from acodm_cli.display.series import COLUMNS, Series, chosen
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule import compose
 from acodm_cli.schedule.schedule import Schedule
+
+# More than these a page does not show, and it stays small enough to mail.
+HTML_POINTS = 400
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,18 @@ def _write_image(views: list[View], settings: InspectSettings, path: Path) -> No
 
 
 def _write_html(views: list[View], settings: InspectSettings, path: Path) -> None:
-    from acodm_cli.display.html import write_html
+    """All plots that there are numbers for."""
+    from acodm_cli.display.html import Run, page
 
-    write_html(views, path)
+    runs = []
+    for view in views:
+        curves = []
+        for what in COLUMNS:
+            # Not everything is recorded by every mixer.
+            with contextlib.suppress(UsageError):
+                curves.append(view.curves(what, HTML_POINTS, domain_order(views)))
+        runs.append(Run(view.label, view.facts, curves))
+    try:
+        path.write_text(page(" and ".join(view.label for view in views), runs), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; choose another --html") from None

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from acodm_cli.display.inspect import PALETTE, human_count
 from acodm_cli.display.series import Series
+from acodm_cli.display.style import PALETTE, human_count
 
 LONGEST_FACT = 400
 _DOMAIN_FACTS = (
@@ -25,7 +25,7 @@ _DOMAIN_FACTS = (
 
 @dataclass(frozen=True)
 class Run:
-    """name: as people know it. facts: what `inspect.as_json` says of it. series: its curves, at most one of a kind."""
+    """name: as people know it. facts: what `facts.facts` says of it. series: its curves, at most one of a kind."""
 
     name: str
     facts: dict[str, Any]
