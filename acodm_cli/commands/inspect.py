@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -72,7 +73,7 @@ def run_inspect(settings: InspectSettings) -> None:
     if settings.json:
         values = [view.facts for view in views]
         values = [value | _compared(views[0], view) for value, view in zip(values, views, strict=True)]
-        print(json.dumps(values[0] if len(values) == 1 else values, indent=1))  # noqa: T201
+        print(json.dumps(_finite(values[0] if len(values) == 1 else values), indent=1, allow_nan=False))  # noqa: T201
     elif settings.csv:
         _print_csv(views, settings.plot)
     elif settings.plain:
@@ -151,6 +152,15 @@ def _range(text: str | None) -> tuple[int | None, int | None]:
 
 def _compared(first: View, view: View) -> dict[str, Any]:
     return {} if view is first else {"distance_to_first": of.distances(first.schedule, view.schedule)}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinities: null."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows(curves: Series) -> Iterator[list[Any]]:

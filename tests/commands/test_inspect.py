@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from acodm_cli import Schedule
+from acodm_cli.cli import main
+from tests.schedule.test_schedule import make_schedule
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Two runs of the same domains in another order."""
+    one, other = make_schedule(40), make_schedule(20).in_order_of(["code", "books", "web"])
+    paths = [tmp_path / "one.parquet", tmp_path / "other.parquet"]
+    one.write(paths[0])
+    replace(other, info=other.info | {"seed": 1}).write(paths[1])
+    return [str(path) for path in paths]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", *arguments])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def in_terminal(width: int, *arguments: str, **environment: str) -> str:
+    """What a terminal of this width is sent."""
+    variables = {"COLUMNS": str(width), "TERM": "xterm-256color", "COLORTERM": "truecolor", "PATH": os.environ["PATH"]}
+    return subprocess.run(
+        [sys.executable, "-m", "acodm_cli", "inspect", *arguments],
+        env=variables | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("plot", ["weights", "loss", "reward", "energy", "validation", "entropy"])
+def test_no_line_is_wider_than_the_terminal(
+    files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, plot: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for arguments in (files[:1], files):
+        code, out, _ = run(capsys, *arguments, "--plot", plot)
+        assert code == 0
+        named = [line for line in out.splitlines() if not line.startswith(("schedule", "L1", "KL"))]
+        assert max(map(len, named)) <= width
+        assert all(name in out for name in ("web", "code", "books"))
+
+
+def test_colour_only_where_it_is_wanted(files: list[str]) -> None:
+    assert "\x1b[" not in in_terminal(80, files[0])
+    assert "\x1b[38;2;" in in_terminal(80, files[0], FORCE_COLOR="1")
+    assert "\x1b[38;2;" not in in_terminal(80, files[0], FORCE_COLOR="1", NO_COLOR="1")
+    assert "AAA" in in_terminal(80, files[0])
+
+
+def test_22_domains_keep_their_names_at_80_columns() -> None:
+    out = in_terminal(80, "pile-natural")
+    assert all(name in out for name in Schedule.load("pile-natural").domains)
+    both = in_terminal(80, "pile-natural", "pile-odm-1b-mean")
+    assert "from pile-natural: mean 0." in both
+
+
+def test_json_of_several_tells_their_distance(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, *files, "--json")
+    assert "Infinity" not in run(capsys, "pile-regmix-1b", files[0], "--json")[1]
+    one, other = json.loads(out)
+    assert [domain["name"] for domain in one["domains"]] == ["web", "code", "books"]
+    assert "distance_to_first" not in one
+    assert 0 < other["distance_to_first"]["l1"]["mean"] < 2
+    weights_SK = make_schedule(40).weights_SK
+    assert one["domains"][1]["mean"] == pytest.approx(weights_SK[:, 1].mean(), rel=1e-6)
+
+
+def test_csv_of_a_part(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, files[0], "--csv", "--steps", "11:20", "--every", "5", "--domains", "CO")
+    rows = list(csv.reader(io.StringIO(out)))
+    assert rows[0] == ["step", "tokens", "code"]
+    assert [row[0] for row in rows[1:]] == ["15", "20"]
+    assert float(rows[1][2]) == pytest.approx(make_schedule(40).weights_SK[10:15, 1].mean(), rel=1e-5)
+
+
+def test_plain_is_tab_separated(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, files[0], "--plain", "--domains", "books,web")
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [line[1] for line in lines] == ["domain", "books", "web"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_merge_writes_a_schedule_that_can_be_applied(files: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:  # fmt: skip
+    merged = str(tmp_path / "merged.parquet")
+    code, out, _ = run(capsys, *files, "--merge", "--out", merged)
+    assert (code, out.strip()) == (0, merged)
+    mean = Schedule.load(merged)
+    assert mean.info["seeds"] == [0, 1]
+    np.testing.assert_allclose(mean.weights_SK.sum(axis=1), 1, rtol=1e-6)
+    code, _, err = run(capsys, *files, "--merge", "--out", merged)
+    assert (code, "exists" in err) == (2, True)
+    assert "± sd" in run(capsys, *files, "--merge")[1]
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
+def test_pictures(files: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, ending: str) -> None:
+    beginnings = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+    for number, arguments in enumerate(
+        ([files[0]], files, [*files, "--merge"], [*files, "--plot", "loss"], ["pile-natural"])
+    ):
+        path = tmp_path / f"{number}{ending}"
+        code, out, _ = run(capsys, *arguments, "--image", str(path))
+        assert (code, out.strip()) == (0, str(path))
+        assert path.read_bytes().startswith(beginnings[ending])
+
+
+def test_a_page(files: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    assert run(capsys, *files, "--html", str(path))[:2] == (0, f"{path}\n")
+    text = path.read_text()
+    assert text.lower().startswith("<!doctype html>")
+    assert "one and other" in text
+
+
+def test_export_writes_files_and_says_what_becomes_of_the_weights(
+    files: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    target = ["--target-steps", "1000", "--target-batch", "64", "--target-seq-len", "128", "--stages", "3"]
+    code, out, err = run(capsys, files[0], "--export", "levanter", "--out", str(tmp_path / "to"), *target)
+    assert code == 0
+    assert out.strip() == str(tmp_path / "to" / "levanter.yaml")
+    assert "rounding" in err
+    assert "nats from the schedule" in err
+    code, _, err = run(capsys, files[0], "--export", "levanter", "--out", str(tmp_path / "to"), *target)
+    assert (code, "--force" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "a:b"], "is not FIRST:LAST"),
+        (["--steps", "90:"], "no steps in that range"),
+        (["--domains", "w,x"], "--domains x is not one domain"),
+        (["--json", "--csv"], "one of --json, --csv and --plain"),
+        (["--merge"], "--merge takes several"),
+        (["--export", "json"], "with --out"),
+        (["--export", "json", "--out", "x"], "--target-steps"),
+        (["--image", "plot.gif"], "must be one of .png"),
+        (["--image", "no/such/folder/plot.png"], "cannot write"),
+        (["--html", "no/such/folder/page.html"], "cannot write"),
+    ],
+)
+def test_mistakes_get_one_line(files: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:  # fmt: skip
+    code, out, err = run(capsys, files[0], *arguments)
+    assert code == 2
+    assert not out
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_what_was_not_recorded_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "pile-natural", "--plot", "loss")
+    assert code == 2
+    assert "no loss to plot" in err
