@@ -124,8 +124,9 @@ def _facts(facts: dict[str, Any]) -> list[dict[str, str]]:
     }
     shown = [{"label": label, "text": _printable(_cut(text))} for label, text in known.items() if text]
     for fact in shown:
-        if fact["label"] == "source" and _is_link(fact["text"]):
-            fact["href"] = fact["text"]
+        # Other schemes than these run scripts or open files.
+        if fact["label"] == "source" and re.match(r"https?://[^\s/]", fact["text"]):
+            fact["href"] = fact["text"].replace(" ", "%20")
     return shown
 
 
@@ -133,10 +134,6 @@ def _effective_domains(entropy: dict[str, Any], domains: int) -> str:
     """exp(entropy), at the start and at the end."""
     start, end = (f"{math.exp(entropy[name]):.1f}" if entropy[name] < 100 else "?" for name in ("start", "end"))
     return f"{start if start == end else f'{start} → {end}'} of {domains}"
-
-
-def _is_link(text: str) -> bool:
-    return re.fullmatch(r"https?://[^\s/]\S*", text) is not None
 
 
 def _mapping(value: Any) -> dict[str, Any]:
