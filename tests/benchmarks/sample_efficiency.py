@@ -56,8 +56,12 @@ class Bench:
 
     def path(self, mixer: str, seed: int, proxy: bool = False) -> Path:
         model = self.options.transfer_from if proxy else self.options.model
-        label = mixer.replace(":", "_").replace(",", "_").replace("=", "-")
+        label = self.named(mixer).replace(":", "_").replace(",", "_").replace("=", "-").replace(" ", "_")
         return self.folder / f"{model}_{label}_{seed}.parquet"
+
+    def named(self, mixer: str) -> str:
+        """As recorded: what is transferred is told apart by its proxy."""
+        return f"{mixer} of {self.options.transfer_from}" if mixer in TRANSFERS else mixer
 
     def run_all(self) -> None:
         if self.options.data:
@@ -70,8 +74,8 @@ class Bench:
     def run(self, mixer: str, seed: int) -> None:
         if self.options.again:
             self.path(mixer, seed).unlink(missing_ok=True)
-        if self.options.again or not self.record.holds(mixer, seed):
-            self.record.add(self.ensure(mixer, seed), mixer, seed)
+        if self.options.again or not self.record.holds(self.named(mixer), seed):
+            self.record.add(self.ensure(mixer, seed), self.named(mixer), seed)
 
     def ensure(self, mixer: str, seed: int, proxy: bool = False) -> Path:
         """The schedule of a run, which is made unless it is there."""
@@ -177,17 +181,29 @@ def _alone() -> dict[str, str]:
 class Record:
     """What the table needs of every run, in a tidy file: one row per mixer, seed, validated step and domain.
 
-    weight: mean since the validation before. budget: what must be the same for runs to be compared. The rest as of `calmness`.
+    weight: mean since the validation before. budget, corpus: what must be the same for runs to be compared; corpus is the
+    fingerprints of text and tokenizer. The rest as of `calmness`.
     """
 
     def __init__(self, path: Path, options: argparse.Namespace) -> None:
         o = options
         self.path, self.options = path, options
         self.lock = Lock()
-        self.budget = f"{o.model}, {o.steps} steps of {o.batch} x {o.seq_len} tokens, prior {o.prior or 'uniform'} {o.arguments}".strip()
-        self.frame = pd.read_parquet(path) if path.exists() else pd.DataFrame({"mixer": [], "seed": [], "budget": []})
-        if (other := set(self.frame["budget"]) - {self.budget}) and len(self.frame):
-            raise SystemExit(f"{path.name} holds runs of another budget: {other}; give another --name, or remove it")
+        self.budget = (
+            f"{o.model}, {o.steps} steps of {o.batch} x {o.seq_len} tokens, prior {o.prior or 'uniform'}, validated on "
+            f"{o.validation_sequences} sequences per domain {o.arguments}"
+        ).strip()
+        self.frame = self.read()
+
+    def read(self) -> pd.DataFrame:
+        if not self.path.exists():
+            return pd.DataFrame({"mixer": [], "seed": [], "budget": [], "corpus": []})
+        frame = pd.read_parquet(self.path)
+        if other := set(frame["budget"]) - {self.budget}:
+            raise SystemExit(
+                f"{self.path.name} holds runs of another budget: {other}; give another --name, or remove it"
+            )
+        return frame
 
     def holds(self, mixer: str, seed: int) -> bool:
         return bool(((self.frame["mixer"] == mixer) & (self.frame["seed"] == seed)).any())
@@ -197,6 +213,7 @@ class Record:
         asked = (self.options.steps, self.options.batch, self.options.seq_len)
         if (found_there := tuple(schedule.info[name] for name in ("steps", "batch", "seq_len"))) != asked:
             raise SystemExit(f"{path} is of {found_there} steps, sequences and tokens, not {asked}; remove it")
+        corpus = " ".join(schedule.info[part]["fingerprint"] for part in ("corpus", "tokenizer"))
         steps_R, losses_RK = validations(schedule)
         rows_S = np.searchsorted(steps_R, schedule.step_S)
         weights_RK = pd.DataFrame(schedule.weights_SK).groupby(rows_S).mean().to_numpy()
@@ -210,11 +227,16 @@ class Record:
                 "validation_loss": losses_RK.ravel(),
                 "weight": weights_RK.ravel(),
                 "budget": self.budget,
+                "corpus": corpus,
                 **calmness(schedule),
             }
         )
         with self.lock:
-            others = self.frame[(self.frame["mixer"] != mixer) | (self.frame["seed"] != seed)]
+            # Again, for another process may have written.
+            frame = self.read()
+            if set(frame["corpus"]) - {corpus}:
+                raise SystemExit(f"{path} is of another corpus or tokenizer than {self.path.name}; give another --name")
+            others = frame[(frame["mixer"] != mixer) | (frame["seed"] != seed)]
             self.frame = pd.concat([others, found], ignore_index=True) if len(others) else found
             partial = self.path.with_suffix(".partial")
             self.frame.to_parquet(partial, compression="zstd", index=False)
@@ -290,15 +312,21 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
                     theirs, ours = curves[baseline, seed], curves[mixer, seed]
                     reached = steps_to(float(theirs.min()), ours.index.to_numpy(), ours.to_numpy())
                     shares.append(reached / float(theirs.index.to_numpy()[theirs.argmin()]))
-            # Of seeds of which some never reach it, there is no mean.
-            row[f"steps_to_{baseline}"] = float(np.mean(shares)) if shares else float("nan")
+            row[f"steps_to_{baseline}"] = _mean_share(shares)
         calm = part.groupby("seed")[CALM].first().mean()
         row |= {name: float(calm[name]) for name in CALM}
         rows.append(row)
     return rows
 
 
-def below_uniform(curves: dict[tuple[str, int], pd.Series], mixer: str, seeds: list[int]) -> dict[str, float]:
+def _mean_share(shares: list[float]) -> float | str | None:
+    """Of seeds of which some never reach it, there is no mean. None: the baseline was not run with these seeds."""
+    if not shares:
+        return None
+    return "never" if np.isnan(shares).any() else float(np.mean(shares))
+
+
+def below_uniform(curves: dict[tuple[str, int], pd.Series], mixer: str, seeds: list[int]) -> dict[str, float | None]:
     """By how much the final perplexity is below uniform's of the same seed, in percent, and its standard deviation over seeds.
     Runs of one seed share their initial weights and the order of each domain's text, so that this varies less than either."""
     pairs = [
@@ -307,16 +335,18 @@ def below_uniform(curves: dict[tuple[str, int], pd.Series], mixer: str, seeds: l
         if ("uniform", seed) in curves
     ]
     percents = np.array([100 * (1 - ours / theirs) for ours, theirs in pairs])
-    mean = float(percents.mean()) if len(percents) else float("nan")
-    return {"below_uniform": mean, "below_uniform_sd": _deviation(percents)}
+    return {
+        "below_uniform": float(percents.mean()) if len(percents) else None,
+        "below_uniform_sd": _deviation(percents),
+    }
 
 
-def _deviation(values_N: np.ndarray) -> float:
-    return float(values_N.std(ddof=1)) if len(values_N) > 1 else float("nan")
+def _deviation(values_N: np.ndarray) -> float | None:
+    return float(values_N.std(ddof=1)) if len(values_N) > 1 else None
 
 
-def _sd(deviation: float, digits: int) -> str:
-    return "" if np.isnan(deviation) else f" ± {deviation:.{digits}f}"
+def _sd(deviation: float | None, digits: int) -> str:
+    return "" if deviation is None else f" ± {deviation:.{digits}f}"
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -329,10 +359,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             row["mixer"],
             str(row["seeds"]),
             f"{row['perplexity']:.2f}{_sd(row['perplexity_sd'], 2)}",
-            f"{row['below_uniform']:.1f}%{_sd(row['below_uniform_sd'], 1)}",
+            "" if row["below_uniform"] is None else f"{row['below_uniform']:.1f}%{_sd(row['below_uniform_sd'], 1)}",
             f"{row['loss']:.4f}{_sd(row['loss_sd'], 4)}",
             f"{row['worst_domain']} {row['worst_loss']:.3f}",
-            *("never" if np.isnan(share) else f"{share:.0%}" for share in shares),
+            *("" if share is None else share if isinstance(share, str) else f"{share:.0%}" for share in shares),
             f"{row['l1_change_median']:.4f}",
             f"{row['weight_least']:.2f} to {row['weight_most']:.2f}",
             f"{row['entropy_least']:.2f}",

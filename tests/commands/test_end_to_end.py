@@ -113,7 +113,7 @@ def test_inspect(proxy: Path, small: list[object], tmp_path: Path) -> None:
     outcome = acodm("inspect", proxy)
     assert outcome.code == 0, outcome.stderr
     assert outcome.stderr == ""
-    for expected in ("pythia-14m", "40 steps", "arithmetic", "prose", "validation loss"):
+    for expected in ("pythia-14m", "40 steps", "arithmetic", "prose", "val. loss"):
         assert expected in outcome.stdout
 
     facts = json.loads(acodm("inspect", proxy, "--json").stdout)
@@ -128,7 +128,7 @@ def test_inspect(proxy: Path, small: list[object], tmp_path: Path) -> None:
     assert replayed.code == 0, replayed.stderr
     both = acodm("inspect", proxy, record)
     assert both.code == 0
-    assert "L1 learned.parquet - record.parquet: mean 0.000" in both.stdout
+    assert "record from learned: mean 0.000" in both.stdout
     assert len(json.loads(acodm("inspect", proxy, record, "--json").stdout)) == 2
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from acodm_cli.display.facts import facts
 from acodm_cli.display.html import Run, page
-from acodm_cli.display.inspect import PALETTE, as_json
 from acodm_cli.display.series import Series, series
+from acodm_cli.display.style import PALETTE
 from acodm_cli.schedule.compose import average, merge
 from acodm_cli.schedule.measures import entropy
 from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Schedule
@@ -44,7 +45,7 @@ def make_run(name: str, schedule: Schedule, deviation_SK: Any = None) -> Run:
     curves = [
         series(schedule, what, 400, deviation_SK) for what in ("weights", "loss", "reward", "validation", "energy")
     ]
-    return Run(name, as_json(Path(f"{name}.parquet"), schedule), curves)
+    return Run(name, facts(name, schedule), curves)
 
 
 def embedded(text: str) -> dict[str, Any]:
