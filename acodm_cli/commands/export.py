@@ -72,11 +72,21 @@ def _target(schedule: Schedule, settings: InspectSettings) -> Target:
 
 
 def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.ndarray, trainer: str) -> None:
-    """Stages: where they begin, how far they are from the schedule and what the trainer makes of them."""
+    """Stages: where they begin, from 0; how far in L1 the trainer's rounding is from them, and which domain it changes most."""
     target, asked_NK = plan.target, plan.weights_NK
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"exported for {trainer}", title_justify="left")
-    for column in ("stage", "first step", "steps", "first sample", "rounding, L1", "to zero", "most changed"):
-        table.add_column(column, justify="left" if column == "most changed" else "right", no_wrap=True)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+        title=f"exported for {trainer}",
+        title_justify="left",
+    )
+    for column in ("stage", "from step", "from sample", "rounding", "to zero", "most changed"):
+        last = column == "most changed"
+        table.add_column(
+            column, justify="left" if last else "right", no_wrap=True, min_width=0 if last else len(column)
+        )
     for number, stage in enumerate(plan.stages):
         asked_K, realised_K = asked_NK[number], realised_NK[number]
         worst = int(np.abs(realised_K - asked_K).argmax())
@@ -84,7 +94,6 @@ def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.nd
         table.add_row(
             str(number + 1),
             f"{stage.first:,}",
-            f"{stage.steps:,}",
             f"{stage.first * target.batch:,}",
             f"{l1(realised_K, asked_K):.4f}",
             str(int(((realised_K == 0) & (asked_K > 0)).sum()) or ""),

@@ -245,12 +245,14 @@ def comparison_table(views: list[View], width: int, colour: bool) -> Table:
     known = [{domain["name"]: domain for domain in view.facts["domains"]} for view in views]
     ends = width >= 40 + 30 * len(views)
     table = _table()
+    room = max(8, (width - 24) // len(views) - 10)
     for number_, view in enumerate(views):
-        table.add_column(f"{_short(printable(view.label), 18)}\nmean", justify="right", no_wrap=True)
+        name = _short(printable(view.label), min(room, 24))
+        table.add_column(f"{name}\nmean", justify="right", no_wrap=True, min_width=len(name))
         if ends:
             table.add_column("\nend", justify="right", no_wrap=True)
         if number_:
-            table.add_column("\nΔ mean", justify="right", no_wrap=True)
+            table.add_column("\nΔ", justify="right", no_wrap=True, min_width=5)
     for index, name in enumerate(order):
         if name not in shown:
             continue
@@ -285,6 +287,7 @@ def distance_lines(views: list[View]) -> Text:
             continue
         for name, unit in (("l1", "L1"), ("kl", "KL, nats")):
             part = far[name]
-            shape = sparkline(np.array(part["by_progress"]), 24)
-            lines.append(f"{unit:<9}{pair}: mean {part['mean']:.3f}  max {part['max']:.3f}  {shape}")
+            moves = part["max"] - part["mean"] > 1e-6
+            shape = f"  max {part['max']:.3f}  {sparkline(np.array(part['by_progress']), 24)}" if moves else ""
+            lines.append(f"{unit:<9}{pair}: mean {part['mean']:.3f}{shape}")
     return Text("\n".join(map(printable, lines)))
