@@ -95,18 +95,24 @@ def realised_l1(schedule: Schedule, samples_K: NDArray[np.int64]) -> float | Non
     return float(l1(asked_K, samples_K / samples_K.sum()))
 
 
-def distances(first: Schedule, other: Schedule) -> dict[str, Any] | None:
-    """How far another schedule's weights are from the first's, at the same share of both runs: L1, and KL(other ‖ first) in nats. None if
-    their domains differ. by_progress: [POINTS]"""
-    if set(other.domains) != set(first.domains):
-        return None
+def distances(first: Schedule, other: Schedule) -> dict[str, Any]:
+    """How far another schedule's weights are from the first's, at the same share of both runs: L1, and KL(other ‖ first) in nats. A domain
+    that one of them lacks has no weight there. by_progress: [POINTS]"""
     points = min(POINTS, max(len(first), len(other)))
-    first_PK, other_PK = (_by_progress(run, points) for run in (first, other.in_order_of(first.domains)))
+    names = list(dict.fromkeys([*first.domains, *other.domains]))
+    first_PK, other_PK = (_of_domains(names, run, _by_progress(run, points)) for run in (first, other))
     by_progress = {"l1": l1(other_PK, first_PK), "kl": divergence(other_PK, first_PK)}
     return {
         name: {"mean": float(values_P.mean()), "max": float(values_P.max()), "by_progress": values_P.tolist()}
         for name, values_P in by_progress.items()
     }
+
+
+def _of_domains(names: list[str], schedule: Schedule, weights_PK: Array) -> Array:
+    """In the order of the names, zero for domains that the schedule lacks. [points, names]"""
+    weights_PN = np.zeros((len(weights_PK), len(names)))
+    weights_PN[:, [names.index(name) for name in schedule.domains]] = weights_PK
+    return weights_PN
 
 
 def _by_progress(schedule: Schedule, points: int) -> Array:
