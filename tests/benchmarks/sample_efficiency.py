@@ -31,6 +31,7 @@ import pandas as pd
 from acodm_cli.corpus.embedded import train_tokenizer
 from acodm_cli.corpus.readers import PLAIN, read_documents
 from acodm_cli.corpus.sources import FileSource, plan_corpus
+from acodm_cli.display.style import colour_of
 from acodm_cli.schedule.schedule import Schedule
 from tests.benchmarks.environment import RESULTS, save
 
@@ -371,7 +372,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def plot(frame: pd.DataFrame, path: Path, title: str) -> None:
-    """Perplexity against steps, each mixer's mean over seeds; and what it is below uniform's."""
+    """Perplexity against steps, each mixer's mean over seeds; and what it is below or above uniform's of the same seed."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -383,25 +384,27 @@ def plot(frame: pd.DataFrame, path: Path, title: str) -> None:
         .mean()
     )
     table = curves.groupby(["mixer", "step"]).mean().unstack("mixer")
+    if "uniform" in table:
+        of_uniform = curves.xs("uniform", level="mixer")
+        percent = 100 * (curves.div(of_uniform) - 1)
+        relative = percent.groupby(["mixer", "step"]).mean().unstack("mixer")
     order = list(table.iloc[-1].sort_values().index)
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     late = table[table.index >= table.index.max() * 0.2]
     for number, name in enumerate(order):
-        ours = name.startswith("ac-odm")
         style: dict[str, Any] = {
-            "color": "black" if name == "ac-odm" else f"C{number % 10}",
-            "linewidth": 2.5 if name == "ac-odm" else 1.2,
-            "linestyle": "-" if number < 10 or ours else "--",
+            "color": "black" if name == "ac-odm" else colour_of(number),
+            "linewidth": 2.5 if name == "ac-odm" else 1.4,
+            "linestyle": "-" if number < 7 else "--",
             "label": name,
         }
         axes[0].plot(late.index, late[name], **style)
-        if "uniform" in late:
-            axes[1].plot(late.index, 100 * (late[name] / late["uniform"] - 1), **style)
+        if "uniform" in table:
+            axes[1].plot(late.index, relative.loc[late.index, name], **style)
     axes[0].set(xlabel="step", ylabel="validation perplexity, mean over domains", yscale="log")
     axes[1].set(xlabel="step", ylabel="relative to uniform, %")
-    if "uniform" in late:
-        low = float((100 * (late.div(late["uniform"], axis=0) - 1)).min().min())
-        axes[1].set_ylim(1.3 * low - 0.5, 12)
+    if "uniform" in table:
+        axes[1].set_ylim(1.3 * float(relative.loc[late.index].min().min()) - 0.5, 12)
     axes[1].legend(fontsize=8, ncols=2)
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
