@@ -115,3 +115,8 @@ def ascend(weights_K: Array, exponents_K: Array) -> Array:
     """An exponentiated-gradient step: w_i exp(e_i) / Σ_j w_j exp(e_j). [K]"""
     stepped_K = weights_K * np.exp(exponents_K - exponents_K.max())
     return stepped_K / stepped_K.sum()
+
+
+def with_uniform(weights_K: Array, share: float) -> Array:
+    """(1 - c) w + c / K: no domain starves. [K]"""
+    return (1 - share) * weights_K + share / len(weights_K)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, ascend
+from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, ascend, with_uniform
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class DoremiMixer(Mixer):
         self.excess_K: Array = np.zeros(len(prior_K))
 
     def weights(self, observation: Observation) -> Array:
-        share = self.own.uniform_share
-        return (1 - share) * self.alpha_K + share / len(self.alpha_K)
+        return with_uniform(self.alpha_K, self.own.uniform_share)
 
     def observe(self, feedback: Feedback) -> Report:
         assert feedback.excess_K is not None

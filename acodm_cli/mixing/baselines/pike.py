@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from acodm_cli.mixing.average import MovingAverage
-from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, ascend
+from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, ascend, with_uniform
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class PikeMixer(Mixer):
         self.norms, self.noise = MovingAverage(prior_K.shape, settings.ema), MovingAverage(prior_K.shape, settings.ema)
 
     def weights(self, observation: Observation) -> Array:
-        share = self.own.uniform_share
-        return (1 - share) * self.alpha_K + share / len(self.alpha_K)
+        return with_uniform(self.alpha_K, self.own.uniform_share)
 
     def observe(self, feedback: Feedback) -> Report:
         assert feedback.gram_KK is not None
