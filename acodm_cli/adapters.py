@@ -1,7 +1,8 @@
 """Schedules in other trainers that are written in PyTorch: a sampler, and a dataset that mixes domains.
 
 Both draw what acodm's own engine draws: exact counts per global batch, without replacement within an epoch of a domain, decided by the
-schedule and a seed alone. So they need no state: to resume, begin at `first_step`.
+schedule and a seed alone. So they need no state: to resume, begin at `first_step`. Hugging Face's `Trainer` skips by itself what it has
+seen when it resumes: leave `first_step` at 0 there.
 """
 
 from __future__ import annotations
@@ -20,49 +21,57 @@ from acodm_cli.schedule.schedule import Schedule
 class _Draws:
     """Domain and place within it of every sequence of a run, in order."""
 
-    def __init__(self, schedule: Schedule, sizes: Mapping[str, int], steps: int, batch: int, seed: int) -> None:
+    def __init__(
+        self, schedule: Schedule, sizes: Mapping[str, int], steps: int, batch: int, seed: int, first_step: int
+    ) -> None:
         if steps < 1 or batch < 1:
             raise ValueError(f"steps and batch must be positive, not {steps} and {batch}")
+        if not 0 <= first_step <= steps:
+            raise ValueError(f"first_step must be from 0 to {steps}, not {first_step}")
         if empty := [name for name, size in sizes.items() if size < 1]:
             raise ValueError(f"there is nothing in {', '.join(empty)}")
         self.timeline = schedule.in_order_of(list(sizes)).timeline
         self.sizes_K = np.array(list(sizes.values()), dtype=np.int64)
-        self.steps, self.batch, self.seed = steps, batch, seed
+        self.steps, self.batch, self.seed, self.first_step = steps, batch, seed, first_step
 
-    def __call__(self, first_step: int) -> Iterator[tuple[int, int]]:
-        """From a step on, counted from 0."""
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         sampler = IndexSampler(self.sizes_K, self.batch, self.seed)
         for step in range(self.steps):
-            domains_B, indices_B, _ = sampler.pick(self.timeline.at_progress((step + 0.5) / self.steps))
-            if step >= first_step:
-                yield from zip(domains_B.tolist(), indices_B.tolist(), strict=True)
+            weights_K = self.timeline.at_progress((step + 0.5) / self.steps)
+            if step < self.first_step:
+                sampler.skip(weights_K)
+                continue
+            domains_B, indices_B, _ = sampler.pick(weights_K)
+            yield from zip(domains_B.tolist(), indices_B.tolist(), strict=True)
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.batch
 
 
 class ScheduleSampler(TorchSampler[int]):
     """Indices into `torch.utils.data.ConcatDataset` of map-style datasets, one per domain, for a `DataLoader`.
 
     schedule: stretched over the run. sizes: domain to length, in the order of the concatenation; the schedule's domains. steps, batch:
-    optimiser steps and global batch in sequences of the run. first_step: where to begin, when resuming.
+    optimiser steps and global batch in sequences of the run. first_step: where to begin, from 0.
 
     With several ranks give all of them the same sampler and let each take its batches of every global batch, as `accelerate` does.
 
     Raises:
-        ValueError: no steps, no batch, or an empty domain.
+        ValueError: no steps, no batch, a first step outside the run, or an empty domain.
         UsageError: other domains than the schedule's.
     """
 
     def __init__(
         self, schedule: Schedule, sizes: Mapping[str, int], steps: int, batch: int, seed: int = 0, first_step: int = 0
     ) -> None:
-        self.draws = _Draws(schedule, sizes, steps, batch, seed)
-        self.first_step = first_step
+        self.draws = _Draws(schedule, sizes, steps, batch, seed, first_step)
         self.offsets_K = np.cumsum([0, *sizes.values()])[:-1].tolist()
 
     def __iter__(self) -> Iterator[int]:
-        return (self.offsets_K[domain] + index for domain, index in self.draws(self.first_step))
+        return (self.offsets_K[domain] + index for domain, index in self.draws)
 
     def __len__(self) -> int:
-        return (self.draws.steps - self.first_step) * self.draws.batch
+        return len(self.draws)
 
 
 class MixedDataset(IterableDataset[Any]):
@@ -70,11 +79,12 @@ class MixedDataset(IterableDataset[Any]):
 
     schedule: stretched over the run. datasets: domain to a map-style or an iterable dataset; map-style ones are drawn in a random order,
     iterable ones as they come, and both begin again at their end. steps, batch: optimiser steps and global batch in sequences, that is
-    devices x per-device batch x gradient accumulation. first_step: where to begin, when resuming. loader_batch: the `DataLoader`'s batch size,
-    needed if it has several workers, of which each makes every n-th batch.
+    devices x per-device batch x gradient accumulation. first_step: where to begin, from 0; iterable datasets begin at their beginning all
+    the same. loader_batch: the `DataLoader`'s batch size, needed if it has several workers, of which each makes every n-th batch; then all
+    datasets must be map-style, for iterable ones divide themselves among workers.
 
     Raises:
-        ValueError: no steps, no batch, or an empty domain; while iterating, several workers without loader_batch.
+        ValueError: no steps, no batch, a first step outside the run, or an empty domain; while iterating, several workers that cannot be.
         UsageError: other domains than the schedule's.
     """
 
@@ -91,30 +101,28 @@ class MixedDataset(IterableDataset[Any]):
         self.datasets = list(datasets.values())
         # What has no length is read in its own order, whatever index is asked for.
         sizes = {name: len(data) if _is_map(data) else 1 for name, data in datasets.items()}
-        self.draws = _Draws(schedule, sizes, steps, batch, seed)
-        self.first_step = first_step
+        self.draws = _Draws(schedule, sizes, steps, batch, seed, first_step)
         self.loader_batch = loader_batch
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         workers, this = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        streams = [None if _is_map(data) else _Repeated(data) for data in self.datasets]
+        if workers > 1 and any(streams):
+            raise ValueError("with iterable datasets MixedDataset takes one worker: set num_workers to 0 or 1")
         if workers > 1 and self.loader_batch is None:
             raise ValueError("with several workers MixedDataset needs loader_batch, the DataLoader's batch size")
-        streams = [None if _is_map(data) else _Repeated(data) for data in self.datasets]
-        for number, (domain, index) in enumerate(self.draws(self.first_step)):
+        for number, (domain, index) in enumerate(self.draws):
             stream = streams[domain]
-            mine = workers == 1 or number // (self.loader_batch or 1) % workers == this
             if stream is not None:
-                # Read also what others give: a stream cannot be entered in the middle.
-                example = next(stream)
-                if mine:
-                    yield example
-            elif mine:
+                yield next(stream)
+            elif number // (self.loader_batch or 1) % workers == this:
                 yield self.datasets[domain][index]
 
 
 def _is_map(data: Any) -> bool:
-    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    # Every IterableDataset of PyTorch inherits __getitem__, and some have a length.
+    return not isinstance(data, IterableDataset) and hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
 class _Repeated(Iterator[Any]):
@@ -136,4 +144,4 @@ class _Repeated(Iterator[Any]):
         try:
             return next(self.examples)
         except StopIteration:
-            raise ValueError("a dataset of the mixture is empty") from None
+            raise ValueError("a dataset of the mixture is empty, or cannot be read again from its beginning") from None

@@ -353,7 +353,8 @@ def inspect(
         _option("--target-batch", "Its global batch in sequences. Default: the schedule's.", EXPORTED, min=1),
     ] = None,
     target_seq_len: Annotated[
-        int | None, _option("--target-seq-len", "Its tokens per sequence. Default: the schedule's.", EXPORTED, min=2)
+        int | None,
+        _option("--target-seq-len", "Its tokens per sequence. Default: the schedule's.", EXPORTED, min=2, max=2**40),
     ] = None,
     target_path: Annotated[
         str, _option("--target-path", "Where the trainer finds a domain's tokens.", EXPORTED)

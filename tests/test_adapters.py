@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import transformers
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
 from acodm_cli import MixedDataset, Schedule, ScheduleSampler
 from acodm_cli.errors import UsageError
@@ -34,14 +35,17 @@ def asked(schedule: Schedule) -> np.ndarray:
     return np.cumsum([BATCH * schedule.weights(progress=(step + 0.5) / STEPS)[1] for step in range(STEPS)])
 
 
-class Stream:
-    """Of one domain, without a length."""
+class Stream(IterableDataset[Any]):
+    """Of one domain."""
 
     def __init__(self, name: str, length: int) -> None:
         self.name, self.length = name, length
 
-    def __iter__(self) -> Iterator[tuple[str, int]]:
+    def __iter__(self) -> Iterator[Any]:
         return ((self.name, index) for index in range(self.length))
+
+    def __len__(self) -> int:
+        return self.length
 
 
 def test_the_sampler_follows_the_schedule_without_replacement(schedule: Schedule) -> None:
@@ -65,23 +69,31 @@ def test_the_sampler_in_a_loader(schedule: Schedule) -> None:
     assert Counter(names)["code"] == pytest.approx(asked(schedule)[-1], abs=1)
 
 
-@pytest.mark.parametrize("kind", ["map", "stream"])
-def test_workers_give_the_same_batches_in_the_same_order(schedule: Schedule, kind: str) -> None:
-    sizes = {"web": 100, "code": 50}
-    data: dict[str, Any] = {
-        name: [(name, index) for index in range(size)] if kind == "map" else Stream(name, size)
-        for name, size in sizes.items()
-    }
+def test_workers_give_the_same_batches_in_the_same_order(schedule: Schedule) -> None:
+    data = {name: [(name, index) for index in range(size)] for name, size in {"web": 100, "code": 50}.items()}
     whole = list(MixedDataset(schedule, data, STEPS, BATCH))
     assert len(whole) == STEPS * BATCH
     mixed = MixedDataset(schedule, data, STEPS, BATCH, loader_batch=4)
     loader = DataLoader(mixed, batch_size=4, num_workers=2, collate_fn=list)
     assert [example for batch in loader for example in batch] == whole
-    rest = MixedDataset(schedule, data, STEPS, BATCH, first_step=10)
-    if kind == "map":
-        assert list(rest) == whole[10 * BATCH :]
-    else:  # a stream begins anew; the domains are those of the steps that are left
-        assert [name for name, _ in rest] == [name for name, _ in whole[10 * BATCH :]]
+    assert list(MixedDataset(schedule, data, STEPS, BATCH, first_step=10)) == whole[10 * BATCH :]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_streams_are_read_in_their_order_and_again(schedule: Schedule, workers: int) -> None:
+    streams: dict[str, Any] = {"web": Stream("web", 1000)}
+    streams["code"] = datasets.IterableDataset.from_generator(Stream("code", 30).__iter__)
+    loader = DataLoader(
+        MixedDataset(schedule, streams, STEPS, BATCH), batch_size=4, num_workers=workers, collate_fn=list
+    )
+    examples = [example for batch in loader for example in batch]
+    code = np.array([name == "code" for name, _ in examples])
+    assert np.abs(code.reshape(STEPS, BATCH).sum(axis=1).cumsum() - asked(schedule)).max() < 1
+    assert [index for name, index in examples if name == "code"][:60] == [*range(30), *range(30)]
+    rest = MixedDataset(schedule, streams, STEPS, BATCH, first_step=10)
+    assert [name for name, _ in rest] == [name for name, _ in examples[10 * BATCH :]]
+    with pytest.raises(ValueError, match="takes one worker"):
+        next(iter(DataLoader(rest, num_workers=2)))
 
 
 def test_what_cannot_be(schedule: Schedule) -> None:
@@ -89,6 +101,8 @@ def test_what_cannot_be(schedule: Schedule) -> None:
         ScheduleSampler(schedule, {"web": 10, "books": 10}, STEPS, BATCH)
     with pytest.raises(ValueError, match="nothing in code"):
         ScheduleSampler(schedule, {"web": 10, "code": 0}, STEPS, BATCH)
+    with pytest.raises(ValueError, match="from 0 to 50, not 51"):
+        ScheduleSampler(schedule, {"web": 10, "code": 1}, STEPS, BATCH, first_step=51)
     with pytest.raises(ValueError, match="must be positive"):
         MixedDataset(schedule, {"web": [1], "code": [1]}, 0, BATCH)
     with pytest.raises(ValueError, match="is empty"):

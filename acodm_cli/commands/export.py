@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
@@ -14,9 +14,9 @@ from acodm_cli.display.style import printable
 from acodm_cli.errors import UsageError
 from acodm_cli.exports.catalog import exporter
 from acodm_cli.exports.plan import Plan, Target
-from acodm_cli.schedule.measures import divergence, l1
+from acodm_cli.schedule.measures import l1
 from acodm_cli.schedule.schedule import Schedule
-from acodm_cli.schedule.stages import find_stages
+from acodm_cli.schedule.stages import find_stages, mean_divergence
 
 if TYPE_CHECKING:
     from acodm_cli.commands.inspect import InspectSettings
@@ -46,7 +46,7 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
     try:
         for path, text in zip(paths, export.files.values(), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write to {settings.out}: {error.strerror}; choose another --out") from None
     console = Console(stderr=True, highlight=False)
@@ -63,7 +63,7 @@ def _target(schedule: Schedule, settings: InspectSettings) -> Target:
         given = getattr(settings, f"target_{name}")
         recorded = schedule.info.get(name)
         value = given if given is not None else recorded
-        if type(value) is not int or not 1 <= value < 2**40:
+        if type(value) is not int or not 1 <= value <= 2**40:
             raise UsageError(f"this schedule is of no run; give the target's --target-{name.replace('_', '-')}")
         values[name] = value
     if "{domain}" not in settings.target_path:
@@ -100,18 +100,9 @@ def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.nd
             Text(change if abs(realised_K[worst] - asked_K[worst]) >= VISIBLE else ""),
         )
     console.print(table)
-    followed_PK, stages_P = _along(schedule, plan)
+    weights_SK = schedule.per_domain["weight"]
     console.print(
-        f"the stages are {divergence(followed_PK, asked_NK[stages_P]).mean():.5f} nats from the schedule (mean KL), "
-        f"L1 {l1(followed_PK, asked_NK[stages_P]).mean():.4f}; with the trainer's rounding L1 "
-        f"{l1(followed_PK, realised_NK[stages_P]).mean():.4f}",
+        f"the stages are {mean_divergence(weights_SK, plan.stages, asked_NK):.5f} nats from the schedule (mean KL over the run), with the "
+        f"trainer's rounding {mean_divergence(weights_SK, plan.stages, realised_NK):.5f}",
         soft_wrap=True,
     )
-
-
-def _along(schedule: Schedule, plan: Plan, points: int = 512) -> tuple[Any, Any]:
-    """The schedule's weights and the stage in force at even points of the run. [points, K], [points]"""
-    at_P = (np.arange(points) + 0.5) / points
-    followed_PK = np.stack([schedule.weights(progress=progress) for progress in at_P])
-    starts = [stage.first for stage in plan.stages]
-    return followed_PK, np.searchsorted(starts, at_P * plan.target.steps, side="right") - 1

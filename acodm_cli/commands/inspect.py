@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from acodm_cli.commands.export import run_export
 from acodm_cli.config import ExportName, PlotName
 from acodm_cli.display import facts as of
 from acodm_cli.display.inspect import View, domain_order, print_views
-from acodm_cli.display.series import COLUMNS, Series, chosen
+from acodm_cli.display.series import COLUMNS, chosen
+from acodm_cli.display.style import printable
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule import compose
 from acodm_cli.schedule.schedule import Schedule
@@ -62,14 +62,16 @@ def run_inspect(settings: InspectSettings) -> None:
     if settings.export is not None:
         run_export(views[0].name, views[0].schedule, settings)
         return
-    if settings.out is not None:
-        _may_write(settings.out, settings.force)
-        views[0].schedule.write(settings.out)
-    for path, write in ((settings.image, _write_image), (settings.html, _write_html)):
-        if path is not None:
-            _may_write(path, settings.force)
-            write(views, settings, path)
     written = [path for path in (settings.out, settings.image, settings.html) if path is not None]
+    for path in written:
+        if path.exists() and not settings.force:
+            raise UsageError(f"{path} exists; give another path, or --force to overwrite it")
+    if settings.image is not None:
+        _write_image(views, settings, settings.image)
+    if settings.html is not None:
+        _write_html(views, settings.html)
+    if settings.out is not None:
+        views[0].schedule.write(settings.out)
     if settings.json:
         values = [view.facts for view in views]
         values = [value | _compared(views[0], view) for value, view in zip(values, views, strict=True)]
@@ -95,13 +97,12 @@ def _check(settings: InspectSettings) -> None:
         raise UsageError("--merge takes several schedules, as of several seeds")
     if s.export is not None and s.out is None:
         raise UsageError(f"give the folder for the files with --out, for example --out {s.export}/")
-    if s.export is not None and s.domains is not None:
-        raise UsageError("--domains only shows a part; an export has all domains")
-
-
-def _may_write(path: Path, force: bool) -> None:
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists; give another path, or --force to overwrite it")
+    if s.out is not None and s.domains is not None:
+        raise UsageError("--domains only shows a part; what --out writes has all domains")
+    if s.export is not None and (s.json or s.csv or s.plain or s.image is not None or s.html is not None):
+        raise UsageError("--export writes its own files; give it without --json, --csv, --plain, --image and --html")
+    if s.average and s.every > 1:
+        raise UsageError("--average is one row; give it without --every")
 
 
 def _views(settings: InspectSettings) -> list[View]:
@@ -118,7 +119,14 @@ def _views(settings: InspectSettings) -> list[View]:
     if s.merge:
         mean, deviation_SK = compose.merge(runs)
         views = [View(f"mean of {len(runs)} runs", mean, deviation_SK)]
-    return [_composed(view, s) for view in views]
+    views = [_composed(view, s) for view in views]
+    if s.domains is None:
+        return views
+    names = chosen(domain_order(views), [name.strip() for name in s.domains.split(",")])
+    return [
+        replace(view, domains=[view.schedule.domains.index(name) for name in names if name in view.schedule.domains])
+        for view in views
+    ]
 
 
 def _composed(view: View, settings: InspectSettings) -> View:
@@ -129,13 +137,9 @@ def _composed(view: View, settings: InspectSettings) -> View:
         schedule, deviation_SK = compose.average(schedule), None
     elif settings.every > 1:
         if deviation_SK is not None:
-            deviation_SK = compose.means(deviation_SK, np.arange(0, len(schedule), settings.every))
+            deviation_SK = compose.means(deviation_SK, compose.spans(len(schedule), settings.every))
         schedule = compose.thin(schedule, settings.every)
-    return replace(view, schedule=schedule, deviation_SK=deviation_SK, domains=_chosen(schedule, settings.domains))
-
-
-def _chosen(schedule: Schedule, domains: str | None) -> list[int] | None:
-    return None if domains is None else chosen(schedule, [name.strip() for name in domains.split(",")])
+    return replace(view, schedule=schedule, deviation_SK=deviation_SK)
 
 
 def _range(text: str | None) -> tuple[int | None, int | None]:
@@ -163,22 +167,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rows(curves: Series) -> Iterator[list[Any]]:
-    for step, tokens, values in zip(curves.step_R.tolist(), curves.tokens_R.tolist(), curves.values_RN, strict=True):
-        yield [step, tokens, *("" if np.isnan(value) else f"{value:.6g}" for value in values)]
-
-
 def _print_csv(views: list[View], what: PlotName) -> None:
-    """A row per step, a column per domain; of several schedules, their names first."""
+    """A row per step, a column per domain; of several schedules, their names first, and all of their domains."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    before: list[str] = []
-    for view in views:
-        curves = view.curves(what, len(view.schedule), view.schedule.domains)
-        prefix = [view.name] if len(views) > 1 else []
-        if curves.names != before:
-            writer.writerow([*(["schedule"] if prefix else []), "step", "tokens", *curves.names])
-        before = curves.names
-        writer.writerows(prefix + row for row in _rows(curves))
+    order = domain_order(views)
+    all_curves = [view.curves(what, len(view.schedule), order) for view in views]
+    names = list(dict.fromkeys(name for curves in all_curves for name in curves.names))
+    several = len(views) > 1
+    writer.writerow([*(["schedule"] if several else []), "step", "tokens", *map(printable, names)])
+    for view, curves in zip(views, all_curves, strict=True):
+        values_RN = np.full((len(curves.step_R), len(names)), np.nan)
+        values_RN[:, [names.index(name) for name in curves.names]] = curves.values_RN
+        for step, tokens, values in zip(curves.step_R.tolist(), curves.tokens_R.tolist(), values_RN, strict=True):
+            row = [step, tokens, *("" if np.isnan(value) else f"{value:.6g}" for value in values)]
+            writer.writerow([printable(view.name), *row] if several else row)
 
 
 def _print_plain(views: list[View]) -> None:
@@ -190,7 +192,13 @@ def _print_plain(views: list[View]) -> None:
         for index in view.shown:
             domain = view.facts["domains"][index]
             values = ("" if domain[name] is None else domain[name] for name in names)
-            writer.writerow([view.name, domain["name"], *(f"{v:.6g}" if isinstance(v, float) else v for v in values)])
+            writer.writerow(
+                [
+                    printable(view.name),
+                    printable(domain["name"]),
+                    *(f"{v:.6g}" if isinstance(v, float) else v for v in values),
+                ]
+            )
 
 
 def _write_image(views: list[View], settings: InspectSettings, path: Path) -> None:
@@ -199,7 +207,7 @@ def _write_image(views: list[View], settings: InspectSettings, path: Path) -> No
     write_image(views, settings.plot, path)
 
 
-def _write_html(views: list[View], settings: InspectSettings, path: Path) -> None:
+def _write_html(views: list[View], path: Path) -> None:
     """All plots that there are numbers for."""
     from acodm_cli.display.html import Run, page
 

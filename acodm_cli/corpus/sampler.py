@@ -144,9 +144,7 @@ class IndexSampler:
 
     def pick(self, weights_K: NDArray[np.float64]) -> tuple[Counts, Counts, Counts]:
         """(domain [B], sequence of that domain [B], sequences per domain [K]) of the next global batch."""
-        assert abs(weights_K.sum() - 1) < 1e-4, weights_K.sum()
-        self.expected_K += self.batch * weights_K / weights_K.sum()
-        samples_K = apportion(self.expected_K - self.drawn_K, self.batch)
+        samples_K = self._count(weights_K)
         domains_B = np.repeat(np.arange(len(samples_K)), samples_K)
         # The how-manieth sequence of its domain since the run began; then within its epoch.
         first_B = np.repeat(np.cumsum(samples_K) - samples_K, samples_K)
@@ -159,6 +157,17 @@ class IndexSampler:
         self.drawn_K += samples_K
         self.step += 1
         return domains_B[order], indices_B[order], samples_K
+
+    def skip(self, weights_K: NDArray[np.float64]) -> None:
+        """As `pick`, without saying what."""
+        self.drawn_K += self._count(weights_K)
+        self.step += 1
+
+    def _count(self, weights_K: NDArray[np.float64]) -> Counts:
+        """Sequences per domain of the next batch. [K]"""
+        assert abs(weights_K.sum() - 1) < 1e-4, weights_K.sum()
+        self.expected_K += self.batch * weights_K / weights_K.sum()
+        return apportion(self.expected_K - self.drawn_K, self.batch)
 
     @property
     def epochs_K(self) -> NDArray[np.float64]:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.display.style import mapping, number
-from acodm_cli.schedule.compose import means
 from acodm_cli.schedule.measures import divergence, entropy, l1
 from acodm_cli.schedule.schedule import FORMAT_VERSION, Schedule
+from acodm_cli.schedule.timeline import integral
 
 Array = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ def facts(name: str, schedule: Schedule) -> dict[str, Any]:
         "file": name,
         "format_version": FORMAT_VERSION,
         "steps": len(schedule),
-        "tokens": int(schedule.tokens_S[-1]),
+        "tokens": int(schedule.tokens_S[-1]) - schedule.timeline.tokens_before,
         "has_policy": schedule.policy is not None,
         "info": schedule.info,
         "domains": domains,
@@ -98,7 +98,7 @@ def realised_l1(schedule: Schedule, samples_K: NDArray[np.int64]) -> float | Non
 def distances(first: Schedule, other: Schedule) -> dict[str, Any]:
     """How far another schedule's weights are from the first's, at the same share of both runs: L1, and KL(other ‖ first) in nats. A domain
     that one of them lacks has no weight there. by_progress: [POINTS]"""
-    points = min(POINTS, max(len(first), len(other)))
+    points = POINTS if max(len(first), len(other)) > 1 else 1
     names = list(dict.fromkeys([*first.domains, *other.domains]))
     first_PK, other_PK = (_of_domains(names, run, _by_progress(run, points)) for run in (first, other))
     by_progress = {"l1": l1(other_PK, first_PK), "kl": divergence(other_PK, first_PK)}
@@ -116,8 +116,7 @@ def _of_domains(names: list[str], schedule: Schedule, weights_PK: Array) -> Arra
 
 
 def _by_progress(schedule: Schedule, points: int) -> Array:
-    """Mean weights over equal parts of the run; of fewer steps than parts, those in force. [points, K]"""
-    if len(schedule) < points:
-        return np.stack([schedule.weights(progress=(point + 0.5) / points) for point in range(points)])
-    starts = np.linspace(0, len(schedule), points, endpoint=False).astype(np.int64)
-    return means(schedule.per_domain["weight"], starts).astype(np.float64)
+    """Mean weights over equal parts of the run. [points, K]"""
+    weights_SK = schedule.per_domain["weight"]
+    edges_E = np.linspace(0, len(weights_SK), points + 1)
+    return np.diff(integral(weights_SK, edges_E), axis=0) / np.diff(edges_E)[:, None]

@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from acodm_cli.display.series import Series
-from acodm_cli.display.style import PALETTE, human_count
+from acodm_cli.display.style import PALETTE, human_count, mapping
 
 LONGEST_FACT = 400
 _DOMAIN_FACTS = (
@@ -95,7 +95,7 @@ def _curves(series: Series) -> dict[str, Any]:
 def _facts(facts: dict[str, Any]) -> list[dict[str, str]]:
     """What is known of a run, in order, each with a label, a text and, of a source on the web, its link."""
     info = facts["info"]
-    corpus, tokenizer, mixer = (_mapping(info.get(name)) for name in ("corpus", "tokenizer", "mixer"))
+    corpus, tokenizer, mixer = (mapping(info.get(name)) for name in ("corpus", "tokenizer", "mixer"))
     domains, steps = len(facts["domains"]), facts["steps"]
     batch, length = (_count(info.get(name), exact=True) for name in ("batch", "seq_len"))
     budget = f"{steps:,} of {batch} × {length} tokens" if batch and length else f"{steps:,}"
@@ -107,7 +107,7 @@ def _facts(facts: dict[str, Any]) -> list[dict[str, str]]:
         "corpus": _joined(
             _text(corpus.get("name")),
             f"{domains} domains",
-            _count(sum(filter(_is_number, _mapping(corpus.get("tokens")).values())), " tokens"),
+            _count(sum(filter(_is_number, mapping(corpus.get("tokens")).values())), " tokens"),
         ),
         "tokenizer": _joined(_text(tokenizer.get("name")), _count(tokenizer.get("vocab_size"), " entries", exact=True)),
         "mixer": _text(mixer.get("name")),
@@ -134,10 +134,6 @@ def _effective_domains(entropy: dict[str, Any], domains: int) -> str:
     """exp(entropy), at the start and at the end."""
     start, end = (f"{math.exp(entropy[name]):.1f}" if entropy[name] < 100 else "?" for name in ("start", "end"))
     return f"{start if start == end else f'{start} → {end}'} of {domains}"
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ from acodm_cli.config import PlotName
 from acodm_cli.display.inspect import View, domain_order
 from acodm_cli.display.plot import limits
 from acodm_cli.display.series import Series
-from acodm_cli.display.style import colour_of
+from acodm_cli.display.style import colour_of, printable
 from acodm_cli.errors import UsageError
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -43,13 +43,14 @@ def write_image(views: list[View], what: PlotName, path: Path) -> None:
         "font.size": 10,
     }
     with mpl.rc_context(style):
-        figure, all_axes = plt.subplots(
-            1, len(views), figsize=(2.2 + 5.6 * len(views), 4.6), layout="constrained", sharey=True, squeeze=False
-        )
+        size = (2.2 + 5.6 * len(views), 4.6)
+        # The bars of static mixtures have domains for an axis, which may be others beside them.
+        shared = all(len(one.step_R) > 1 for one in curves)
+        figure, all_axes = plt.subplots(1, len(views), figsize=size, layout="constrained", sharey=shared, squeeze=False)
         for axes, view, one in zip(all_axes[0], views, curves, strict=True):
             _draw(axes, one)
-            axes.set_title(f"{one.title}: {view.label}" if len(views) > 1 else one.title, fontsize=11, loc="left")
-        all_axes[0][0].set_ylabel(curves[0].unit)
+            title = f"{one.title}: {printable(view.label)}" if len(views) > 1 else one.title
+            axes.set_title(title, fontsize=11, loc="left", parse_math=False)
         try:
             figure.savefig(path, dpi=160)
         except OSError as error:
@@ -90,13 +91,14 @@ def _draw(axes: Any, one: Series) -> None:
         axes.set_axisbelow(True)
     axes.set_xlim(one.first_step, max(int(step_R[-1]), one.first_step + 1))
     axes.set_xlabel("step")
+    axes.set_ylabel(one.unit)
     _label_ends(axes, one.names, colours, ends_N, thick)
 
 
 def _draw_bars(axes: Any, one: Series, colours: list[str]) -> None:
     rows = np.arange(len(one.names))
     axes.barh(rows, one.values_RN[0], color=colours)
-    axes.set_yticks(rows, one.names)
+    axes.set_yticks(rows, list(map(printable, one.names)), parse_math=False)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xlabel(one.unit)
@@ -121,4 +123,12 @@ def _label_ends(axes: Any, names: list[str], colours: list[str], ends_N: np.ndar
     for index, place in zip(order, placed, strict=True):
         belongs = (1.002, 1.028), (at[int(index)], place)
         axes.plot(*belongs, color=colours[index], linewidth=1.2, transform=axes.transAxes, clip_on=False)
-        axes.text(1.036, place, names[index], fontsize=size, va="center", transform=axes.transAxes)
+        axes.text(
+            1.036,
+            place,
+            printable(names[index]),
+            fontsize=size,
+            va="center",
+            transform=axes.transAxes,
+            parse_math=False,
+        )

@@ -21,12 +21,14 @@ from acodm_cli.display.facts import distances, facts
 from acodm_cli.display.plot import area_plot, line_plot, sparkline
 from acodm_cli.display.series import Series, series
 from acodm_cli.display.style import colour_of, human_count, in_colour, key_of, mapping, number, printable
+from acodm_cli.errors import UsageError
 from acodm_cli.schedule.schedule import Schedule
 
 WIDEST_PLOT = 120
 NARROWEST_PLOT = 36
 WIDE_TABLE = 104
 BAR = 24
+SHORTEST_NAME = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class View:
         if not curves.of_domains:
             return curves
         shown = self.shown
+        if not np.isfinite(curves.values_RN[:, shown]).any():
+            raise UsageError(f"of these domains no {what} was recorded; leave --domains out")
         names = [curves.names[index] for index in shown]
         return replace(
             curves,
@@ -164,8 +168,11 @@ def _budget(known: dict[str, Any]) -> str:
     info = known["info"]
     if known["steps"] == 1 and not known["tokens"]:
         return "one step: the same weights all the time"
-    size = f" x {info['batch']} x {info['seq_len']}" if {"batch", "seq_len"} <= set(info) else ""
-    return f"{known['steps']:,} steps{size}  {human_count(known['tokens'])} tokens"
+    tokens = f"{human_count(known['tokens'])} tokens"
+    per_step = number(info.get("batch")) * number(info.get("seq_len"))
+    if known["steps"] * per_step == known["tokens"]:
+        return f"{known['steps']:,} steps x {info['batch']} x {info['seq_len']}  {tokens}"
+    return f"{known['steps']:,} rows  {tokens}"
 
 
 def _energies(parts: dict[str, dict[str, float]] | None) -> str:
@@ -184,7 +191,7 @@ def domain_table(view: View, width: int, colour: bool) -> Table:
     drawn = any(domain["samples"] for domain in domains)
     has_epochs, has_losses = domains[0]["epochs"] is not None, domains[0]["last_validation_loss"] is not None
     has_tokens = domains[0]["tokens"] is not None
-    largest = max(domain["mean"] for domain in domains)
+    largest = max(domain["mean"] for domain in domains) or 1.0
     # Heading, and the cell of a domain's facts and index.
     columns: list[tuple[str, Any]] = []
     if static:
@@ -195,7 +202,7 @@ def domain_table(view: View, width: int, colour: bool) -> Table:
         columns += [(name, lambda d, _, name=name: f"{d[name]:.1%}") for name in figures]
         if view.deviation_SK is not None:
             deviation_K = view.deviation_SK.mean(axis=0)
-            columns.append(("± sd", lambda _, index: f"{deviation_K[index]:.1%}"))
+            columns.append(("sd of steps", lambda _, index: f"{deviation_K[index]:.1%}"))
         columns.append(
             ("over time", lambda _, index: sparkline(schedule.per_domain["weight"][:, index], 16 if wide else 9))
         )
@@ -206,20 +213,27 @@ def domain_table(view: View, width: int, colour: bool) -> Table:
     if has_losses:
         columns.append(("validation loss" if wide else "val. loss", lambda d, _: _losses(d, 3 if wide else 2)))
     rows = [[cell(domain, index) for _, cell in columns] for index, domain in zip(view.shown, domains, strict=True)]
-    table = _table()
-    for (name, _), cells in zip(columns, zip(*rows, strict=True), strict=True):
-        # Where there is too little room, only the names of domains are cut.
-        least = max(len(name), *map(len, cells))
-        table.add_column(name, justify="left" if name in ("over time", "share") else "right", min_width=least)
-    for index, domain, row in zip(view.shown, domains, rows, strict=True):
-        table.add_row(_key(index, colour), Text(printable(domain["name"])), *row)
-    return table
+    heads = [name for name, _ in columns]
+    names = [printable(domain["name"]) for domain in domains]
+    return _fitted(heads, names, [_key(index, colour) for index in view.shown], rows, width)
 
 
-def _table() -> Table:
+def _fitted(heads: list[str], names: list[str], keys: list[Text], rows: list[list[str]], width: int) -> Table:
+    """In so many columns: names are shortened, and where that is not enough the last columns go. Numbers are never cut."""
+    widths = [
+        max(map(len, [*head.split("\n"), *cells])) for head, cells in zip(heads, zip(*rows, strict=True), strict=True)
+    ]
+    kept = len(widths)
+    while (room := width - 7 - sum(widths[:kept]) - 2 * kept) < SHORTEST_NAME and kept > 1:
+        kept -= 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     table.add_column("", no_wrap=True)
-    table.add_column("domain", no_wrap=True, overflow="ellipsis", min_width=8)
+    table.add_column("\n" * max(head.count("\n") for head in heads) + "domain", no_wrap=True)
+    for head in heads[:kept]:
+        table.add_column(head, justify="left" if head in ("over time", "share") else "right", no_wrap=True)
+    for key, name, cells in zip(keys, names, rows, strict=True):
+        short = name if len(name) <= max(room, SHORTEST_NAME) else name[: max(room, SHORTEST_NAME) - 1] + "…"
+        table.add_row(key, Text(short), *cells[:kept])
     return table
 
 
@@ -244,18 +258,13 @@ def comparison_table(views: list[View], width: int, colour: bool) -> Table:
     shown = {view.schedule.domains[index] for view in views for index in view.shown}
     known = [{domain["name"]: domain for domain in view.facts["domains"]} for view in views]
     ends = width >= 40 + 30 * len(views)
-    table = _table()
     room = max(8, (width - 24) // len(views) - 10)
+    heads = []
     for number_, view in enumerate(views):
-        name = _short(printable(view.label), min(room, 24))
-        table.add_column(f"{name}\nmean", justify="right", no_wrap=True, min_width=len(name))
-        if ends:
-            table.add_column("\nend", justify="right", no_wrap=True)
-        if number_:
-            table.add_column("\nΔ", justify="right", no_wrap=True, min_width=5)
-    for index, name in enumerate(order):
-        if name not in shown:
-            continue
+        heads.append(f"{_short(printable(view.label), min(room, 24))}\nmean")
+        heads += ["\nend"] * ends + ["\nΔ"] * bool(number_)
+    rows, names = [], [name for name in order if name in shown]
+    for name in names:
         cells: list[str] = []
         base = known[0].get(name)
         for number_, domains in enumerate(known):
@@ -268,8 +277,8 @@ def comparison_table(views: list[View], width: int, colour: bool) -> Table:
                 cells.append(f"{domain['end']:.1%}")
             if number_:
                 cells.append("-" if base is None else f"{100 * (domain['mean'] - base['mean']):+.1f}")
-        table.add_row(_key(index, colour), Text(printable(name)), *cells)
-    return table
+        rows.append(cells)
+    return _fitted(heads, list(map(printable, names)), [_key(order.index(name), colour) for name in names], rows, width)
 
 
 def _short(name: str, width: int) -> str:

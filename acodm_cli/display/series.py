@@ -105,18 +105,17 @@ def series(schedule: Schedule, what: PlotName, points: int, deviation_SK: NDArra
     )
 
 
-def chosen(schedule: Schedule, given: list[str]) -> list[int]:
-    """Indices of the domains that the user names, by the beginnings of their names, in any case.
+def chosen(domains: list[str], given: list[str]) -> list[str]:
+    """The domains that the user names, by the beginnings of their names, in any case.
 
     Raises:
         UsageError: what begins the name of none of them, or of several.
     """
     found = []
     for name in given:
-        begun = [domain for domain in schedule.domains if domain.casefold().startswith(name.casefold())]
+        begun = [domain for domain in domains if domain.casefold().startswith(name.casefold())]
         matches = [name] if name in begun else begun
         if len(matches) != 1:
-            known = ", ".join(matches or schedule.domains)
-            raise UsageError(f"--domains {name} is not one domain; choose of {known}")
-        found.append(schedule.domains.index(matches[0]))
+            raise UsageError(f"--domains {name} is not one domain; choose of {', '.join(matches or domains)}")
+        found.append(matches[0])
     return found

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule.measures import entropy
 from acodm_cli.schedule.schedule import Schedule
+from acodm_cli.schedule.timeline import integral
 
 Array = NDArray[np.float64]
 
@@ -28,23 +29,21 @@ def between(schedule: Schedule, first: int | None, last: int | None) -> Schedule
     keep_S = (step_S >= (step_S[0] if first is None else first)) & (step_S <= (step_S[-1] if last is None else last))
     if not keep_S.any():
         raise UsageError(f"there are no steps in that range; the schedule has {step_S[0]} to {step_S[-1]}")
-    return _rows(schedule, np.flatnonzero(keep_S), f"steps {first or ''}:{last or ''}")
-
-
-def _rows(schedule: Schedule, rows: NDArray[np.int64], what: str) -> Schedule:
-    return _composed(
+    part = _composed(
         schedule,
-        what,
-        step_S=schedule.step_S[rows],
-        tokens_S=schedule.tokens_S[rows],
-        per_domain={name: values_SK[rows] for name, values_SK in schedule.per_domain.items()},
-        per_step={name: values_S[rows] for name, values_S in schedule.per_step.items()},
+        f"steps {'' if first is None else first}:{'' if last is None else last}",
+        step_S=step_S[keep_S],
+        tokens_S=schedule.tokens_S[keep_S],
+        per_domain={name: values_SK[keep_S] for name, values_SK in schedule.per_domain.items()},
+        per_step={name: values_S[keep_S] for name, values_S in schedule.per_step.items()},
     )
+    return replace(part, info=part.info | {"steps": int(part.step_S[-1] - part.step_S[0]) + 1})
 
 
 def thin(schedule: Schedule, every: int) -> Schedule:
-    """One row for every so many steps, at the last of them: means of weights, losses and the rest, sums of samples."""
-    starts_R = np.arange(0, len(schedule), every)
+    """One row for about every so many rows: means of weights, losses and the rest, sums of samples. The rows are equal parts of the
+    run, as far as whole steps allow, since that is how a schedule is read."""
+    starts_R = spans(len(schedule), every)
     last_R = np.append(starts_R[1:], len(schedule)) - 1
     return _composed(
         schedule,
@@ -59,28 +58,40 @@ def thin(schedule: Schedule, every: int) -> Schedule:
     )
 
 
+def spans(rows: int, every: int) -> NDArray[np.int64]:
+    """Where the spans of about so many rows begin."""
+    parts = -(-rows // min(every, rows))
+    return np.linspace(0, rows, parts, endpoint=False).astype(np.int64)
+
+
 def average(schedule: Schedule) -> Schedule:
     """Its mean weights as a schedule of one row: the static mixture that DoReMi and DoGE train their target with."""
     return replace(thin(schedule, len(schedule)), info=_info(schedule, "average"))
 
 
 def smooth(schedule: Schedule, steps: int) -> Schedule:
-    """Weights, losses and rewards as centred moving averages over so many steps, fewer at the ends."""
+    """Weights, losses, rewards and what there is per step as centred moving averages over so many rows, fewer at the ends."""
+    steps = min(steps, 2 * len(schedule))
     starts = np.maximum(np.arange(len(schedule)) - (steps - 1) // 2, 0)
     ends = np.minimum(np.arange(len(schedule)) + steps // 2 + 1, len(schedule))
-    per_domain = dict(schedule.per_domain)
-    for name in per_domain.keys() & {"weight", "loss", "reward"}:
-        values_SK = per_domain[name].astype(np.float64)
-        known_SK = np.isfinite(values_SK)
-        zero_1K = np.zeros((1, values_SK.shape[1]))
-        sums_SK = np.concatenate([zero_1K, np.where(known_SK, values_SK, 0.0).cumsum(axis=0)])
-        counts_SK = np.concatenate([zero_1K, known_SK.cumsum(axis=0)])
-        count_SK = counts_SK[ends] - counts_SK[starts]
-        mean_SK = np.divide(
-            sums_SK[ends] - sums_SK[starts], count_SK, out=np.full_like(values_SK, np.nan), where=count_SK > 0
-        )
-        per_domain[name] = mean_SK.astype(schedule.per_domain[name].dtype)
-    return _composed(schedule, f"moving average of {steps} steps", per_domain=per_domain)
+
+    def smoothed(values_SX: NDArray[Any]) -> NDArray[np.float32]:
+        known_SX = np.isfinite(values_SX)
+        zero = np.zeros((1, *values_SX.shape[1:]))
+        sums_SX = np.concatenate([zero, np.where(known_SX, values_SX, 0.0).cumsum(axis=0, dtype=np.float64)])
+        counts_SX = np.concatenate([zero, known_SX.cumsum(axis=0)])
+        count_SX = counts_SX[ends] - counts_SX[starts]
+        unknown_SX = np.full(values_SX.shape, np.nan)
+        mean_SX = np.divide(sums_SX[ends] - sums_SX[starts], count_SX, out=unknown_SX, where=count_SX > 0)
+        return mean_SX.astype(np.float32)
+
+    averaged = schedule.per_domain.keys() & {"weight", "loss", "reward"}
+    return _composed(
+        schedule,
+        f"moving average of {steps} steps",
+        per_domain=schedule.per_domain | {name: smoothed(schedule.per_domain[name]) for name in averaged},
+        per_step={name: smoothed(values_S) for name, values_S in schedule.per_step.items()},
+    )
 
 
 def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
@@ -102,7 +113,7 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
         first,
         f"mean of {len(schedules)} runs",
         per_domain={
-            name: np.rint(stack.mean(axis=0)).astype(np.int32) if name == "samples" else stack.mean(axis=0)
+            name: _mean_samples(ordered, len(first)) if name == "samples" else stack.mean(axis=0)
             for name, stack in stacks.items()
         },
         per_step={
@@ -111,8 +122,19 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
         },
     )
     deviation_SK = stacks["weight"].std(axis=0, ddof=1) if len(schedules) > 1 else np.zeros_like(stacks["weight"][0])
-    info = mean.info | {"seeds": [run.info.get("seed") for run in ordered]}
+    # What is said of one of them is not said of their mean.
+    info = {
+        name: value for name, value in mean.info.items() if name not in ("seed", "title", "paper", "source", "caveat")
+    }
+    info["seeds"] = [run.info.get("seed") for run in ordered]
     return replace(mean, info=info), deviation_SK.astype(np.float32)
+
+
+def _mean_samples(runs: list[Schedule], rows: int) -> NDArray[np.int32]:
+    """Whole numbers whose sums since the beginning are the means over runs of theirs, rounded. [rows, K]"""
+    edges_E = np.linspace(0, 1, rows + 1)
+    sums = [integral(run.per_domain["samples"], edges_E * len(run)) for run in runs]
+    return np.diff(np.rint(np.mean(sums, axis=0)), axis=0).astype(np.int32)
 
 
 def _at_progress(values_SX: NDArray[Any], at_R: Array) -> NDArray[np.float32]:

@@ -26,8 +26,11 @@ def find_schedule(source: str | Path) -> Path:
         ScheduleError: neither.
     """
     path = Path(source)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # no name of a file, too long or with a zero byte
+        raise ScheduleError(f"{str(source)[:80]!r}… cannot be a file; give a .parquet file") from None
     known = reference_schedules()
     if str(source) in known:
         return known[str(source)]

@@ -10,7 +10,8 @@ Array = NDArray[np.float64]
 
 def entropy(weights_XK: Array) -> Array:
     """-Σ_i w_i ln w_i over the last axis, in nats; its exponential is the effective number of domains."""
-    return -np.where(weights_XK > 0, weights_XK * np.log(np.where(weights_XK > 0, weights_XK, 1.0)), 0.0).sum(axis=-1)
+    logs_XK = np.log(np.where(weights_XK > 0, weights_XK, 1.0))
+    return np.abs(np.where(weights_XK > 0, weights_XK * logs_XK, 0.0).sum(axis=-1))
 
 
 def divergence(weights_XK: Array, others_XK: Array) -> Array:

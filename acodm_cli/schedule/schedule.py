@@ -124,7 +124,7 @@ class Schedule:
         """The same with its domains in another order. Raises: UsageError if they are not the same ones."""
         if set(domains) != set(self.domains):
             odd = ", ".join(sorted(set(domains) ^ set(self.domains)))
-            raise UsageError(f"the schedule and the corpus differ in {odd}; use the schedule of this corpus")
+            raise UsageError(f"the domains differ in {odd}; both sides must have the same ones")
         order = [self.domains.index(domain) for domain in domains]
         per_domain = {name: values_SK[:, order] for name, values_SK in self.per_domain.items()}
         return replace(self, domains=domains, per_domain=per_domain)

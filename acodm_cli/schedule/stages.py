@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.schedule.measures import entropy
+from acodm_cli.schedule.timeline import integral
 
 Array = NDArray[np.float64]
 
 # Stages may begin at this many places of the run at most: the search takes the square of it.
 MOST_PLACES = 512
+# More stages must gain so many nats per step; less is rounding.
+LEAST_GAIN = 1e-7
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def find_stages(weights_SK: Array, steps: int, count: int, multiple: int = 1) ->
     edges = np.unique(np.linspace(0, places, min(places, MOST_PLACES) + 1).round().astype(np.int64)) * multiple
     edges[-1] = steps
     # Σ_t w_t up to every edge, of the schedule taken as a step function of the run's progress.
-    sums_EK = _integral(weights_SK, edges / steps * len(weights_SK)) * (steps / len(weights_SK))
+    sums_EK = integral(weights_SK, edges / steps * len(weights_SK)) * (steps / len(weights_SK))
     first = _boundaries(sums_EK, edges, min(count, len(edges) - 1))
     stages = []
     for begin, end in zip(first, [*first[1:], len(edges) - 1], strict=True):
@@ -47,15 +51,21 @@ def find_stages(weights_SK: Array, steps: int, count: int, multiple: int = 1) ->
     return stages
 
 
-def _integral(weights_SK: Array, at_E: Array) -> Array:
-    """∫ w from 0 to each place, of the step function that has weights_SK[s] from s to s + 1. [E, K]"""
-    sums_SK = np.concatenate([np.zeros((1, weights_SK.shape[1])), weights_SK.cumsum(axis=0)])
-    whole_E = np.minimum(at_E.astype(np.int64), len(weights_SK) - 1)
-    return sums_SK[whole_E] + (at_E - whole_E)[:, None] * weights_SK[whole_E]
+def mean_divergence(weights_SK: NDArray[Any], stages: list[Stage], shares_NK: Array) -> float:
+    """KL(w ‖ shares) per step, in nats, where these shares are drawn in the stages; infinite if they lack what is asked for."""
+    steps = stages[-1].first + stages[-1].steps
+    edges_E = np.array([*(stage.first for stage in stages), steps], dtype=np.float64)
+    places_E = edges_E / steps * len(weights_SK)
+    # In shares of the run: KL is the cross-entropy less the entropy of the weights themselves.
+    asked_NK = np.diff(integral(weights_SK, places_E), axis=0) / len(weights_SK)
+    with np.errstate(divide="ignore"):
+        logs_NK = np.log(np.where(asked_NK > 0, shares_NK, 1.0))
+    crossed = -np.where(asked_NK > 0, asked_NK * logs_NK, 0.0).sum()
+    return max(float(crossed - entropy(weights_SK.astype(np.float64)).mean()), 0.0)
 
 
 def _boundaries(sums_EK: Array, edges: NDArray[np.int64], count: int) -> list[int]:
-    """Indices of the edges where the best `count` spans begin."""
+    """Indices of the edges where the best `count` spans begin, or fewer where more would not be better."""
     num_edges = len(edges)
     cost_EE = np.full((num_edges, num_edges), np.inf)
     for end in range(1, num_edges):
@@ -64,13 +74,15 @@ def _boundaries(sums_EK: Array, edges: NDArray[np.int64], count: int) -> list[in
         # The entropies of the single steps are the same in any partition.
         cost_EE[:end, end] = length_E * entropy(mean_EK)
     best_E = cost_EE[0]
-    choices = []
+    choices, costs = [], [best_E[-1]]
     for _ in range(count - 1):
         through_EE = best_E[:, None] + cost_EE
         choices.append(through_EE.argmin(axis=0))
         best_E = through_EE.min(axis=0)
+        costs.append(best_E[-1])
+    enough = next(index for index, cost in enumerate(costs) if cost <= min(costs) + LEAST_GAIN * edges[-1])
     first, end = [], num_edges - 1
-    for choice in reversed(choices):
+    for choice in reversed(choices[:enough]):
         end = int(choice[end])
         first.append(end)
     return [0, *reversed(first)]

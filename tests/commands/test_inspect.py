@@ -109,7 +109,7 @@ def test_merge_writes_a_schedule_that_can_be_applied(files: list[str], capsys: p
     np.testing.assert_allclose(mean.weights_SK.sum(axis=1), 1, rtol=1e-6)
     code, _, err = run(capsys, *files, "--merge", "--out", merged)
     assert (code, "exists" in err) == (2, True)
-    assert "± sd" in run(capsys, *files, "--merge")[1]
+    assert "sd of steps" in run(capsys, *files, "--merge")[1]
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])

@@ -27,16 +27,34 @@ def test_between_keeps_both_ends() -> None:
 
 
 def test_thin_takes_means_of_what_is_known_and_sums_samples() -> None:
-    whole = make_schedule(5)
+    whole = make_schedule(6)
     thin = compose.thin(whole, 2)
-    assert thin.step_S.tolist() == [2, 4, 5]
-    assert thin.tokens_S.tolist() == [384, 768, 960]
+    assert thin.step_S.tolist() == [2, 4, 6]
+    assert thin.tokens_S.tolist() == [384, 768, 1152]
     np.testing.assert_allclose(thin.weights_SK[1], whole.weights_SK[2:4].mean(axis=0), rtol=1e-6)
-    assert thin.per_domain["samples"].tolist() == [[8] * 3, [8] * 3, [4] * 3]
+    assert thin.per_domain["samples"].tolist() == [[8] * 3] * 3
     losses_SK = whole.per_domain["loss"]
     assert np.isnan(losses_SK[2, 1])
     assert thin.per_domain["loss"][1, 1] == losses_SK[3, 1]
     assert np.isnan(thin.per_domain["validation_loss"][1:]).all()
+
+
+def test_thin_rows_are_equal_parts_of_the_run() -> None:
+    whole = make_schedule(600)
+    thin = compose.thin(whole, 500)
+    assert thin.step_S.tolist() == [300, 600]
+    np.testing.assert_allclose(thin.weights_SK.mean(axis=0), whole.weights_SK.mean(axis=0), rtol=1e-6)
+    assert len(compose.thin(whole, 10**30)) == 1
+
+
+def test_a_thin_schedule_says_the_same_by_step_tokens_and_progress() -> None:
+    thin = compose.thin(make_schedule(600), 100)
+    for step in (50.5, 125.5, 300.5, 480.5):
+        by_step = thin.weights(step=step)
+        np.testing.assert_allclose(thin.weights(tokens=(step - 1) * 192), by_step, atol=1e-9)
+        np.testing.assert_allclose(thin.weights(progress=(step - 0.5) / 600), by_step, atol=1e-9)
+    part = compose.between(make_schedule(600), 200, 300)
+    np.testing.assert_allclose(part.weights(tokens=249 * 192), part.weights(step=250), atol=1e-9)
 
 
 def test_average_is_the_mean_mixture() -> None:
@@ -67,6 +85,18 @@ def test_merge_is_the_mean_over_runs_with_its_deviation() -> None:
     expected_SK = np.abs(one.weights_SK - one.weights_SK[:, ::-1]) / np.sqrt(2)
     np.testing.assert_allclose(deviation_SK, expected_SK, atol=1e-6)
     assert mean.info["seeds"] == [0, 0]
+
+
+def test_merge_keeps_the_samples_of_rare_domains() -> None:
+    runs = []
+    for seed in range(3):
+        samples_SK = np.random.default_rng(seed).binomial(1, [0.1, 0.2, 0.9], (300, 3)).astype(np.int32)
+        run = make_schedule(300)
+        runs.append(replace(run, per_domain=run.per_domain | {"samples": samples_SK}))
+    mean, _ = compose.merge(runs)
+    totals_K = np.mean([run.per_domain["samples"].sum(axis=0) for run in runs], axis=0)
+    np.testing.assert_allclose(mean.per_domain["samples"].sum(axis=0), totals_K, atol=0.5)
+    assert (mean.per_domain["samples"] >= 0).all()
 
 
 def test_merge_aligns_by_progress_and_by_name() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from acodm_cli.schedule.measures import divergence
-from acodm_cli.schedule.stages import Stage, find_stages
+from acodm_cli.schedule.stages import Stage, find_stages, mean_divergence
 
 
 def total_divergence(weights_SK: np.ndarray, stages: list[Stage]) -> float:
@@ -43,11 +43,28 @@ def test_stages_begin_at_multiples_and_cover_the_run() -> None:
     np.testing.assert_allclose([stage.weights_K.sum() for stage in stages], 1)
 
 
+def test_a_constant_schedule_is_one_stage() -> None:
+    weights_K = np.random.default_rng(3).dirichlet(np.ones(22))
+    assert len(find_stages(np.tile(weights_K, (600, 1)), 1000, 8)) == 1
+    assert len(find_stages(weights_K[None], 1000, 8)) == 1
+
+
+def test_mean_divergence_is_that_of_every_step() -> None:
+    weights_SK = np.random.default_rng(4).dirichlet(np.ones(3), 40)
+    stages = find_stages(weights_SK, 40, 4)
+    shares_NK = np.stack([stage.weights_K for stage in stages])
+    assert mean_divergence(weights_SK, stages, shares_NK) == pytest.approx(total_divergence(weights_SK, stages) / 40)
+    halves = np.array([[1.0, 0.0], [0.0, 1.0]])
+    two = find_stages(halves, 1000, 2)
+    assert mean_divergence(halves, two, halves) == 0
+    assert mean_divergence(halves, two, halves[::-1]) == np.inf
+
+
 def test_no_more_stages_than_places_to_begin() -> None:
-    weights_SK = np.full((3, 2), 0.5)
+    weights_SK = np.array([[0.1, 0.9], [0.5, 0.5], [0.9, 0.1]])
     assert len(find_stages(weights_SK, 3, 10)) == 3
     assert len(find_stages(weights_SK, 3, 10, multiple=2)) == 2
-    assert len(find_stages(weights_SK, 1, 1)) == 1
+    assert len(find_stages(weights_SK, 1, 5)) == 1
 
 
 def test_a_million_steps_take_no_square_of_them() -> None:
