@@ -248,17 +248,20 @@ def apply(
     max_epochs: MaxEpochs = None,
     cache_dir: CacheDir = None,
     steps: Annotated[
-        int, _option("--steps", "Optimiser steps. Default: the schedule's.", TRAINING, min=1)
+        int, _option("--steps", "Optimiser steps. Default: the schedule's.", TRAINING, min=1, show_default=False)
     ] = DEFAULT_STEPS,
     batch: Annotated[
-        int, _option("--batch", "Global batch in sequences. Default: the schedule's.", TRAINING, min=1)
+        int,
+        _option("--batch", "Global batch in sequences. Default: the schedule's.", TRAINING, min=1, show_default=False),
     ] = DEFAULT_BATCH,
     seq_len: Annotated[
-        int, _option("--seq-len", "Tokens per sequence. Default: the schedule's.", TRAINING, min=2)
+        int, _option("--seq-len", "Tokens per sequence. Default: the schedule's.", TRAINING, min=2, show_default=False)
     ] = DEFAULT_SEQ_LEN,
     micro_batch: MicroBatch = None,
     lr: LearningRate = None,
-    seed: Annotated[int, _option("--seed", "Default: the schedule's.", TRAINING, min=0, max=2**31 - 1)] = DEFAULT_SEED,
+    seed: Annotated[
+        int, _option("--seed", "Default: the schedule's.", TRAINING, min=0, max=2**31 - 1, show_default=False)
+    ] = DEFAULT_SEED,
     device: Device = "auto",
     dtype: Dtype = "auto",
     nproc: NumRanks = None,
@@ -346,11 +349,13 @@ def inspect(
     ] = 8,
     target_steps: Annotated[
         int | None,
-        _option("--target-steps", "Steps of the trainer's run. Default: the schedule's.", EXPORTED, min=1),
+        _option("--target-steps", "Steps of the trainer's run. Default: the schedule's.", EXPORTED, min=1, max=2**40),
     ] = None,
     target_batch: Annotated[
         int | None,
-        _option("--target-batch", "Its global batch in sequences. Default: the schedule's.", EXPORTED, min=1),
+        _option(
+            "--target-batch", "Its global batch in sequences. Default: the schedule's.", EXPORTED, min=1, max=2**40
+        ),
     ] = None,
     target_seq_len: Annotated[
         int | None,

@@ -97,7 +97,7 @@ def test_streams_are_read_in_their_order_and_again(schedule: Schedule, workers: 
 
 
 def test_what_cannot_be(schedule: Schedule) -> None:
-    with pytest.raises(UsageError, match="differ in books, code"):
+    with pytest.raises(UsageError, match="only in the schedule code; only on the other side books"):
         ScheduleSampler(schedule, {"web": 10, "books": 10}, STEPS, BATCH)
     with pytest.raises(ValueError, match="nothing in code"):
         ScheduleSampler(schedule, {"web": 10, "code": 0}, STEPS, BATCH)

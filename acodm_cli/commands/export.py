@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -58,14 +58,14 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
 
 def _target(schedule: Schedule, settings: InspectSettings) -> Target:
     """The target's run: as given, else the schedule's own."""
-    values = {}
+    values: dict[str, Any] = {}
     for name in ("steps", "batch", "seq_len"):
         given = getattr(settings, f"target_{name}")
-        recorded = schedule.info.get(name)
-        value = given if given is not None else recorded
-        if type(value) is not int or not 1 <= value <= 2**40:
-            raise UsageError(f"this schedule is of no run; give the target's --target-{name.replace('_', '-')}")
-        values[name] = value
+        values[name] = given if given is not None else schedule.info.get(name)
+    missing = [name for name, value in values.items() if type(value) is not int or not 1 <= value <= 2**40]
+    if missing:
+        options = " and ".join(f"--target-{name.replace('_', '-')}" for name in missing)
+        raise UsageError(f"the schedule does not say what run the target is; give {options}")
     if "{domain}" not in settings.target_path:
         raise UsageError(f"--target-path {settings.target_path} has no {{domain}}; for example tokens/{{domain}}/train")
     return Target(path=settings.target_path, **values)

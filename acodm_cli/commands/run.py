@@ -50,7 +50,7 @@ from acodm_cli.mixing.acodm.policy import load_policy
 from acodm_cli.mixing.acodm.settings import agent_settings
 from acodm_cli.mixing.baselines.doremi import DoremiMixer
 from acodm_cli.mixing.baselines.replay import ReplayMixer
-from acodm_cli.mixing.baselines.static import natural_weights, uniform_weights
+from acodm_cli.mixing.baselines.static import StaticMixer, natural_weights, uniform_weights
 from acodm_cli.mixing.catalog import Task, make_mixer
 from acodm_cli.mixing.mixer import Array, Mixer
 from acodm_cli.schedule.recorder import Recorder
@@ -412,12 +412,17 @@ def say_how_long(run: Run, console: Console) -> None:
 
 
 def show_preflight(run: Run, schedule: Schedule | None, console: Console) -> None:
-    """What the run will use of its corpus: under the schedule it follows, else under the prior."""
-    s = run.settings
-    follows = schedule is not None and run.mixer.name in ("replay", "policy")
-    weights_SK = schedule.weights_SK if schedule is not None and follows else run.prior_K[None, :]
+    """What the run will use of its corpus: under the weights that it is known to follow, else under the prior."""
+    s, mixer = run.settings, run.mixer
+    weights_SK, whose = run.prior_K[None, :], "prior"
+    if isinstance(mixer, StaticMixer):
+        weights_SK, whose = mixer.weights_K[None, :], mixer.name
+    elif isinstance(mixer, ReplayMixer):
+        weights_SK, whose = mixer.timeline.weights_SK.astype(np.float64), "schedule's"
+    elif schedule is not None and mixer.name == "policy":
+        weights_SK, whose = schedule.weights_SK, "schedule's"
     uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK)
-    print_preflight(console, uses, "schedule's" if follows else "prior")
+    print_preflight(console, uses, whose)
     cache = cache_folder(s.cache_dir)
     console.print(
         f"token cache {cache}: {cached_bytes(cache) / 1e6:,.0f} MB\n"

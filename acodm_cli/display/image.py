@@ -18,6 +18,7 @@ FORMATS = (".png", ".svg", ".pdf")
 POINTS = 800
 # Of the height of a plot, below which an area is too thin for its name, and names too close.
 LEAST_GAP = 0.042
+LONGEST_NAME = 40
 
 
 def write_image(views: list[View], what: PlotName, path: Path) -> None:
@@ -43,12 +44,15 @@ def write_image(views: list[View], what: PlotName, path: Path) -> None:
         "font.size": 10,
     }
     with mpl.rc_context(style):
+        largest = max(float(one.values_RN[0].max()) for one in curves)
         size = (2.2 + 5.6 * len(views), 4.6)
         # The bars of static mixtures have domains for an axis, which may be others beside them.
         shared = all(len(one.step_R) > 1 for one in curves)
         figure, all_axes = plt.subplots(1, len(views), figsize=size, layout="constrained", sharey=shared, squeeze=False)
         for axes, view, one in zip(all_axes[0], views, curves, strict=True):
             _draw(axes, one)
+            if len(one.step_R) == 1 and what == "weights":
+                axes.set_xlim(0, 1.05 * largest)
             title = f"{one.title}: {printable(view.label)}" if len(views) > 1 else one.title
             axes.set_title(title, fontsize=11, loc="left", parse_math=False)
         try:
@@ -72,7 +76,7 @@ def _draw(axes: Any, one: Series) -> None:
         last_N = one.values_RN[-1]
         ends_N = 1 - last_N.cumsum() + last_N / 2
         thick = last_N
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     else:
         for index, colour in enumerate(colours):
             values_R = one.values_RN[:, index]
@@ -83,7 +87,7 @@ def _draw(axes: Any, one: Series) -> None:
         band_RN = 0 if one.band_RN is None else one.band_RN
         axes.set_ylim(*limits(np.concatenate([one.values_RN - band_RN, one.values_RN + band_RN])))
         if one.what == "weights":
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
         known = [values[np.isfinite(values)] for values in one.values_RN.T]
         ends_N = np.array([values[-1] if len(values) else np.nan for values in known])
         thick = np.ones(len(ends_N))
@@ -95,12 +99,17 @@ def _draw(axes: Any, one: Series) -> None:
     _label_ends(axes, one.names, colours, ends_N, thick)
 
 
+def _label(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
 def _draw_bars(axes: Any, one: Series, colours: list[str]) -> None:
     rows = np.arange(len(one.names))
     axes.barh(rows, one.values_RN[0], color=colours)
-    axes.set_yticks(rows, list(map(printable, one.names)), parse_math=False)
+    axes.set_yticks(rows, list(map(_label, one.names)), parse_math=False)
     axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     axes.set_xlabel(one.unit)
 
 
@@ -126,7 +135,7 @@ def _label_ends(axes: Any, names: list[str], colours: list[str], ends_N: np.ndar
         axes.text(
             1.036,
             place,
-            printable(names[index]),
+            _label(names[index]),
             fontsize=size,
             va="center",
             transform=axes.transAxes,

@@ -95,7 +95,11 @@ def print_views(views: list[View], what: PlotName, console: Console) -> None:
     if len(views) == 1:
         console.print(domain_table(views[0], console.width, colour))
     else:
-        console.print(comparison_table(views, console.width, colour))
+        # As many of the others beside the first as there is room for.
+        beside = max(1, (console.width - 35) // 19)
+        for start in range(1, len(views), beside):
+            part = [views[0], *views[start : start + beside]]
+            console.print(comparison_table(part, domain_order(views), console.width, colour))
         console.print(distance_lines(views), soft_wrap=True)
 
 
@@ -166,8 +170,8 @@ def _model(info: dict[str, Any]) -> str:
 
 def _budget(known: dict[str, Any]) -> str:
     info = known["info"]
-    if known["steps"] == 1 and not known["tokens"]:
-        return "one step: the same weights all the time"
+    if known["steps"] == 1:
+        return "one row: the same weights all the time"
     tokens = f"{human_count(known['tokens'])} tokens"
     per_step = number(info.get("batch")) * number(info.get("seq_len"))
     if known["steps"] * per_step == known["tokens"]:
@@ -252,12 +256,12 @@ def _key(index: int, colour: bool) -> Text:
     return Text(f"{key_of(index)} ██" if colour else key_of(index), style=colour_of(index) if colour else "")
 
 
-def comparison_table(views: list[View], width: int, colour: bool) -> Table:
-    """Mean weight of every domain in every file and the difference to the first file; in a wide terminal, the last weight too."""
-    order = domain_order(views)
+def comparison_table(views: list[View], order: list[str], width: int, colour: bool) -> Table:
+    """Mean weight of every domain in every file and the difference to the first file; in a wide terminal, the last weight too.
+    order: of all domains, for their letters and colours."""
     shown = {view.schedule.domains[index] for view in views for index in view.shown}
     known = [{domain["name"]: domain for domain in view.facts["domains"]} for view in views]
-    ends = width >= 40 + 30 * len(views)
+    ends = width >= 40 + 30 * len(views) and any(len(view.schedule) > 1 for view in views)
     room = max(8, (width - 24) // len(views) - 10)
     heads = []
     for number_, view in enumerate(views):

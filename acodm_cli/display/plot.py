@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
@@ -92,7 +94,8 @@ def line_plot(series: Series, width: int, colour: bool, title: str) -> Text:
     plot = _title(title, width)
     for row in range(HEIGHT):
         value = high - (high - low) * (row + 0.5) / HEIGHT
-        label = f"{value:>{margin - 1}.3g}" if row in (0, HEIGHT // 2, HEIGHT - 1) else " " * (margin - 1)
+        label = _number(value, high - low, series.what == "weights") if row in (0, HEIGHT // 2, HEIGHT - 1) else ""
+        label = label.rjust(margin - 1)
         plot.append(f"{label} ", style="not bold")
         for column in range(columns):
             owner = owner_RC[row, column]
@@ -101,9 +104,22 @@ def line_plot(series: Series, width: int, colour: bool, title: str) -> Text:
         plot.append(" ")
         for index in ends.get(row, [])[:3]:
             number = series.number(index)
-            plot.append(key_of(number), style=f"bold {colour_of(number)}" if colour else "bold")
+            key = key_of(number) if series.of_domains else str(number + 1)
+            plot.append(key, style=f"bold {colour_of(number)}" if colour else "bold")
         plot.append("\n")
-    return plot.append(_steps(series, columns, margin))
+    plot.append(_steps(series, columns, margin))
+    if not series.of_domains:
+        for index, name in enumerate(series.names):
+            plot.append("\n" + " " * margin + f"{index + 1} {name}", style=colour_of(index) if colour else "not bold")
+    return plot
+
+
+def _number(value: float, span: float, percent: bool) -> str:
+    """With as many digits as tell the ends of the axis apart."""
+    if percent:
+        return f"{value:.1%}"
+    digits = max(0, 2 - math.floor(math.log10(span)))
+    return f"{value:.{digits}f}" if digits <= 5 and abs(value) < 1e5 else f"{value:.3g}"
 
 
 def _interpolated(series: Series, columns: int) -> Array:

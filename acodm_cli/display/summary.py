@@ -66,9 +66,10 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
 
 def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> None:
     """mixture: whose weights these are."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    for name in ("domain", "tokens", "validation", f"{mixture} weight", "epochs", "exhausted at step"):
-        table.add_column(name, justify="left" if name == "domain" else "right", no_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("domain", "tokens", "validation", f"{mixture} weight", "epochs", "runs out at step"):
+        least = None if name == "domain" else len(name)
+        table.add_column(name, justify="right" if least else "left", no_wrap=True, min_width=least)
     for use in uses:
         table.add_row(
             Text(use.name),

@@ -65,8 +65,13 @@ def spans(rows: int, every: int) -> NDArray[np.int64]:
 
 
 def average(schedule: Schedule) -> Schedule:
-    """Its mean weights as a schedule of one row: the static mixture that DoReMi and DoGE train their target with."""
-    return replace(thin(schedule, len(schedule)), info=_info(schedule, "average"))
+    """Its mean weights as a schedule of one row: the static mixture that DoReMi and DoGE train their target with. Nothing but the
+    weights and the samples is of such a mixture."""
+    mean = thin(schedule, len(schedule))
+    kept = {"weight", "samples"}
+    per_domain = {n: v if n in kept else np.full_like(v, np.nan) for n, v in mean.per_domain.items()}
+    per_step = {n: v if n == "entropy" else np.full_like(v, np.nan) for n, v in mean.per_step.items()}
+    return replace(mean, per_domain=per_domain, per_step=per_step, info=_info(schedule, "average"))
 
 
 def smooth(schedule: Schedule, steps: int) -> Schedule:
@@ -127,6 +132,9 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
         name: value for name, value in mean.info.items() if name not in ("seed", "title", "paper", "source", "caveat")
     }
     info["seeds"] = [run.info.get("seed") for run in ordered]
+    mixers = [run.info["mixer"].get("name") for run in ordered if isinstance(run.info.get("mixer"), dict)]
+    if len(set(map(str, mixers))) > 1:
+        info["mixer"] = {"name": ", ".join(dict.fromkeys(map(str, mixers)))}
     return replace(mean, info=info), deviation_SK.astype(np.float32)
 
 

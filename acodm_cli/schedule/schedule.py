@@ -69,7 +69,7 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """A schedule in memory.
 
@@ -91,6 +91,10 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.step_S)
+
+    def __repr__(self) -> str:
+        policy = "with" if self.policy else "without"
+        return f"Schedule({len(self)} rows to step {self.step_S[-1]}, {len(self.domains)} domains, {policy} policy)"
 
     @cached_property
     def timeline(self) -> Timeline:
@@ -123,8 +127,8 @@ class Schedule:
     def in_order_of(self, domains: list[str]) -> Schedule:
         """The same with its domains in another order. Raises: UsageError if they are not the same ones."""
         if set(domains) != set(self.domains):
-            odd = ", ".join(sorted(set(domains) ^ set(self.domains)))
-            raise UsageError(f"the domains differ in {odd}; both sides must have the same ones")
+            ours, theirs = (_few(set(a) - set(b)) for a, b in ((self.domains, domains), (domains, self.domains)))
+            raise UsageError(f"the domains differ: only in the schedule {ours}; only on the other side {theirs}")
         order = [self.domains.index(domain) for domain in domains]
         per_domain = {name: values_SK[:, order] for name, values_SK in self.per_domain.items()}
         return replace(self, domains=domains, per_domain=per_domain)
@@ -207,6 +211,11 @@ class Schedule:
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             raise ScheduleError(f"{path} is not a readable Parquet file ({reason}); make or copy it again") from None
+
+
+def _few(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:5]) or "none"
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
 def _umask() -> int:

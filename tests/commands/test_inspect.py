@@ -153,6 +153,9 @@ def test_export_writes_files_and_says_what_becomes_of_the_weights(
         (["--domains", "w,x"], "--domains x is not one domain"),
         (["--json", "--csv"], "one of --json, --csv and --plain"),
         (["--merge"], "--merge takes several"),
+        (["--average", "--every", "5"], "without --every"),
+        (["--domains", "web", "--out", "x.parquet"], "has all domains"),
+        (["--export", "json", "--out", "x", "--json"], "without --json"),
         (["--export", "json"], "with --out"),
         (["--export", "json", "--out", "x"], "--target-steps"),
         (["--image", "plot.gif"], "must be one of .png"),
@@ -167,6 +170,50 @@ def test_mistakes_get_one_line(files: list[str], capsys: pytest.CaptureFixture[s
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert said in err
+
+
+@pytest.mark.parametrize("plot", ["weights", "loss"])
+def test_hostile_names(capsys: pytest.CaptureFixture[str], tmp_path: Path, plot: str) -> None:
+    names = ["$\\frac$", "\x1b[31mred", "x" * 3000]
+    path = tmp_path / "hostile.parquet"
+    replace(make_schedule(30), domains=names).write(path)
+    for arguments in ([], ["--plain"], ["--csv"], ["--image", str(tmp_path / "hostile.png")], ["--average"]):
+        code, out, err = run(
+            capsys, str(path), "--plot", plot if "--average" not in arguments else "weights", *arguments
+        )
+        assert (code, err) == (0, "")
+        assert "\x1b" not in out
+
+
+def test_a_domain_that_was_never_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    whole = make_schedule(30)
+    loss_SK, weight_SK = whole.per_domain["loss"].copy(), np.tile([0.0, 0.4, 0.6], (30, 1)).astype(np.float32)
+    loss_SK[:, 0] = np.nan
+    path = tmp_path / "never.parquet"
+    replace(whole, per_domain=whole.per_domain | {"loss": loss_SK, "weight": weight_SK}).write(path)
+    assert run(capsys, str(path), "--plot", "loss")[0] == 0
+    code, _, err = run(capsys, str(path), "--plot", "loss", "--domains", "web")
+    assert (code, "no loss was recorded" in err) == (2, True)
+    assert run(capsys, str(path), "--average", "--domains", "web")[0] == 0
+
+
+@pytest.mark.parametrize("width", [24, 40, 60])
+def test_narrow_terminals_cut_no_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = run(capsys, "pile-natural")
+    assert "18.11%" in out
+    assert "0.14%" in out
+
+
+def test_a_constant_schedule_is_exported_as_one_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = ["--target-steps", "1000", "--target-batch", "512", "--target-seq-len", "2048"]
+    code, out, err = run(capsys, "pile-natural", "--export", "megatron", "--out", str(tmp_path), *target)
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert "0.00000 nats" in err
+    assert "-0.0" not in err
 
 
 def test_what_was_not_recorded_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ def test_merge_aligns_by_progress_and_by_name() -> None:
     mean, deviation_SK = compose.merge([short, long.in_order_of(long.domains[::-1])])
     np.testing.assert_allclose(mean.weights_SK, short.weights_SK, rtol=1e-6)
     np.testing.assert_allclose(deviation_SK, 0, atol=1e-7)
-    with pytest.raises(UsageError, match="differ in"):
+    with pytest.raises(UsageError, match="only in the schedule a, b, c; only on the other side books, code, web"):
         compose.merge([short, replace(long, domains=["a", "b", "c"])])
 
 
