@@ -33,10 +33,9 @@ COLUMNS: dict[PlotName, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Series:
-    """values_RN: N curves at R points; NaN where unknown. step_R, tokens_R: of the points, the last of each span, the first of which begins at
-    first_step. band_RN: their standard deviation over
-    runs, if there were several. numbers: of the curves, for their
-    colours and letters, where they are not their places here. whole: whether these are all domains."""
+    """values_RN: N curves at R points; NaN where unknown. step_R, tokens_R: of the points, the last of each span, the first of which
+    begins at first_step. band_RN: their standard deviation over runs, if there were several. numbers: of the curves, for their colours
+    and letters, where they are not their places here. whole: whether these are all domains."""
 
     what: PlotName
     names: list[str]
