@@ -8,7 +8,8 @@ runs found there are not repeated (--again repeats them); an unfinished run is r
 results/sample_efficiency_NAME.{json,png} are written: the table and the plots.
 
 Mixers are given as NAME or NAME:OPTION=VALUE,…; `doremi` compares with the natural run of the same seed, `doremi-mean` and
-`doge-mean` train with the average weights of those runs, as their publications do. Of a proxy for --transfer-from MODEL, `policy`
+`doge-mean` train with the average weights of those runs, as their publications do. `hindsight` is no contender but a measure of
+what there is to gain: the static mixture that a regression on all runs recorded so far says is best. Of a proxy for --transfer-from MODEL, `policy`
 and `replay` drive the target, and `online` lets the transferred agent learn on.
 """
 
@@ -134,6 +135,10 @@ class Bench:
             return ["acodm", "apply", "--schedule", str(proxy_run), "--mode", name, *common]  # fmt: skip
         if name == "natural":
             common += ["--save-model", str(self.path("natural", seed, proxy).with_suffix(".model")), "--force"]
+        if name == "hindsight":
+            weights = hindsight(self.record.frame)
+            options.append("weights=" + ",".join(f"{domain}:{weight:.4f}" for domain, weight in weights.items()))
+            name = "fixed"
         if name == "doremi":
             options.append(f"reference={self.path('natural', seed, proxy).with_suffix('.model')}")
         if name.endswith("-mean"):
@@ -318,6 +323,25 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
         row |= {name: float(calm[name]) for name in CALM}
         rows.append(row)
     return rows
+
+
+def hindsight(frame: pd.DataFrame) -> pd.Series:
+    """Weights per domain that minimise the final mean perplexity, if every domain's loss falls with the logarithm of its own weight.
+
+    s_i, the slope of that, is fitted over the runs of all mixers, less the mean over those of the same seed; then, to first
+    order, w_i ∝ exp(ℓ_i) s_i with the median final loss ℓ_i. A twentieth is uniform.
+    """
+    run_and_domain = ["mixer", "seed", "domain"]
+    rows = frame.sort_values("step")
+    steps = rows.groupby(run_and_domain)["step"].diff().fillna(rows["step"])
+    of_run = rows.assign(tokens=rows["weight"] * steps).groupby(run_and_domain)
+    runs = pd.DataFrame({"log_weight": np.log(of_run["tokens"].sum()), "loss": of_run["validation_loss"].last()})
+    centred = runs - runs.groupby(["seed", "domain"]).transform("mean")
+    moments = centred.assign(both=centred["log_weight"] * centred["loss"], square=centred["log_weight"] ** 2)
+    sums = moments.groupby("domain")[["both", "square"]].sum()
+    slopes = (-sums["both"] / sums["square"]).clip(lower=0)
+    weights = np.exp(runs["loss"].groupby("domain").median()) * slopes
+    return 0.95 * weights / weights.sum() + 0.05 / len(weights)
 
 
 def _mean_share(shares: list[float]) -> float | str | None:

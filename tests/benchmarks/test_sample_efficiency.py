@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks.sample_efficiency import steps_to, summary
+from tests.benchmarks.sample_efficiency import hindsight, steps_to, summary
 
 
 def runs() -> pd.DataFrame:
@@ -43,3 +43,18 @@ def test_table_by_hand() -> None:
     assert ours["steps_to_odm"] is None
     assert ours["steps_to_natural"] is None
     assert ours["worst_domain"] == "b"
+
+
+def test_hindsight_finds_the_slopes_of_losses_that_follow_its_law() -> None:
+    slopes, rows = {"a": 0.2, "b": 0.6}, []
+    for mixer, weight_of_a in (("uniform", 0.5), ("x", 0.3), ("y", 0.8)):
+        for seed in (0, 1):
+            for step in (10, 20):
+                for domain, weight in (("a", weight_of_a), ("b", 1 - weight_of_a)):
+                    loss = 2 + seed - slopes[domain] * math.log(weight) + (20 - step)
+                    rows.append({"mixer": mixer, "seed": seed, "step": step, "domain": domain, "weight": weight, "validation_loss": loss})  # fmt: skip
+    weights = hindsight(pd.DataFrame(rows))
+    # The median of six losses lies between seed 0's highest and seed 1's lowest, at the geometric mean of those weights.
+    odds = 0.6 * (0.2 * 0.7) ** (-0.6 / 2) / (0.2 * (0.3 * 0.8) ** (-0.2 / 2))
+    assert weights["b"] == pytest.approx(0.95 * odds / (1 + odds) + 0.025)
+    assert weights.sum() == pytest.approx(1.0)
