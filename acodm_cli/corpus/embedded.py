@@ -2,7 +2,7 @@
 
 It is for a first look without data or network: ten domains of code, prose, tables and generated arithmetic that a
 small model learns at very different speeds. Only files of this Python's standard library and of the packages that
-acodm itself depends on are read. It is written once to the cache as a folder of JSONL files, and from there on it is
+acodm and its tests depend on are read. It is written once to the cache as a folder of JSONL files, and from there on it is
 a corpus like any other.
 
 | domain | text |
@@ -196,7 +196,7 @@ def _docstrings() -> Iterator[str]:
 
 
 def _dependencies() -> list[metadata.Distribution]:
-    """acodm's dependencies and theirs, in order of name, found from installed metadata."""
+    """acodm's dependencies, some of its tests', and theirs, in order of name, found from installed metadata."""
     found: dict[str, metadata.Distribution] = {}
     queue = [*_PACKAGES, "datasets", "typer", "rich", "duckdb", "polars"]
     while queue:
@@ -227,8 +227,9 @@ def _licences() -> Iterator[str]:
     for distribution in _dependencies():
         for file in sorted(distribution.files or [], key=str):
             if any(word in file.name.upper() for word in ("LICENSE", "LICENCE", "COPYING", "NOTICE")):
+                path = Path(str(distribution.locate_file(file)))
                 try:
-                    text = Path(str(distribution.locate_file(file))).read_text(encoding="utf-8")
+                    text = "" if path.is_symlink() else path.read_text(encoding="utf-8")
                 except (UnicodeDecodeError, OSError):
                     continue
                 # Collections of licences are one file of megabytes.

@@ -123,6 +123,12 @@ def _of_folder(folder: Path, fields: Fields) -> list[Source]:
         named.setdefault(_domain_of(path), []).append(path)
     if not named:
         raise UsageError(f"--data {folder} has nothing to read in it or in its sub-folders; {_READ}")
+    for name in named:
+        if name.lower() in VALIDATION_WORDS:  # what was held out must not be trained on
+            raise UsageError(
+                f"--data {folder} has a file per domain, and {named[name][0].name} would be one; put the files of each domain into "
+                f"a sub-folder named for it, or name the file DOMAIN.{named[name][0].name}"
+            )
     return [_of_domain(name, paths, fields, str(folder), named_by_domain=True) for name, paths in sorted(named.items())]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,14 +114,15 @@ def peak_memory(compute: Compute) -> int:
     """Bytes that this process has held at most: of the GPU, else of the machine."""
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_allocated(compute.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def free_memory(compute: Compute) -> int:
     """Bytes that a run can still take: of the GPU, or of the machine and of the control group (as of a container or job)."""
     if compute.device.type == "cuda":
         return torch.cuda.mem_get_info(compute.device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
@@ -131,5 +133,5 @@ def free_memory(compute: Compute) -> int:
         )
         free = min(free, int(limit) - int(used) + int(cached.split()[1]))
     except (OSError, ValueError, StopIteration):
-        pass  # not Linux, or no limit
+        pass  # not Linux, whose macOS counterpart has no call for what is free; or no limit
     return free

@@ -290,6 +290,10 @@ def broken_corpora(folder: Path, kind: str) -> str:
         return str(folder / "m.toml")
     elif kind == "one file":
         return str(folder / "a" / "x.jsonl")
+    elif kind == "held out, as a domain":
+        write_lines(folder / "flat" / "train.jsonl", GOOD)
+        write_lines(folder / "flat" / "test-00000-of-00001.jsonl", GOOD)
+        return str(folder / "flat")
     return str(folder)
 
 
@@ -306,6 +310,7 @@ def broken_corpora(folder: Path, kind: str) -> str:
         ("matched twice", r"x.jsonl is matched twice"),
         ("unknown key", r"unknown key 'file'; known: .*files"),
         ("some weights", r"no weight for b; give every domain a weight, or none"),
+        ("held out, as a domain", r"test-00000-of-00001.jsonl would be one; .* sub-folder .* DOMAIN.test-00000"),
         ("one file", r"is one file; name the field with each record's domain \(--domain-field\)"),
     ],
 )
