@@ -19,6 +19,8 @@ def run_apply(settings: RunSettings, explicit: set[str], out: Path, resuming: bo
     schedule = Schedule.load(settings.schedule) if settings.schedule else None
     if not resuming:
         settings = _complete(settings, explicit, schedule)
+    elif settings.mode == "policy" and schedule is not None and schedule.policy is None:
+        raise ScheduleError(f"{settings.schedule} holds no policy any more; restore it, or start over with --force")
     if not carry_out(settings, RunFiles(out), schedule, resuming, force, dry):
         return
     look = f"acodm inspect {settings.schedule or ''} {out}".replace("  ", " ")

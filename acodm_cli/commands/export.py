@@ -49,7 +49,7 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write to {settings.out}: {error.strerror}; choose another --out") from None
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     _report(console, schedule, plan, module.realised(export.files, plan), module.TRAINER)
     for note in export.notes:
         console.print(Text(f"note: {printable(note)}"), soft_wrap=True)

@@ -7,6 +7,7 @@ out.run/          while it is not: run.json (the settings), checkpoints, and a l
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from acodm_cli.config import RunSettings
 from acodm_cli.errors import UsageError
+from acodm_cli.schedule.library import find_schedule
+from acodm_cli.writing import partials_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class RunFiles:
         if settings.schedule and Path(settings.schedule).resolve() == self.out.resolve():
             raise UsageError(f"--out {self.out} is the schedule itself; give another --out for the record of this run")
         model = Path(settings.save_model) if settings.save_model else None
+        if model is not None and Path.cwd().is_relative_to(model.resolve()):
+            raise UsageError(
+                f"--save-model {model} is where this runs, and would be replaced; give a folder of its own"
+            )
         if not force:
             if self.out.exists():
                 raise UsageError(f"{self.out} exists; use --force to replace it, or another --out")
@@ -104,9 +111,8 @@ class RunFiles:
 
     def remove_left_over(self, save_model: str | None = None) -> None:
         """What processes that were killed were writing or removing. Needs the lock, or a run that is complete."""
-        model = Path(save_model) if save_model else None
-        left = [*self.folder.glob(".*.partial"), *self.out.parent.glob(f".{self.out.name}.*"), self._done]
-        left += model.parent.glob(f".{model.name}.*") if model else []
+        left = [*self.folder.glob(".*.partial"), *partials_of(self.out), self._done]
+        left += partials_of(Path(save_model)) if save_model else []
         for path in left:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -131,3 +137,20 @@ class RunFiles:
             return RunSettings.from_json(json.loads(self.settings.read_text()))
         except (ValueError, TypeError) as error:
             raise UsageError(f"{self.settings} cannot be read ({error}); start over with --force") from None
+
+
+def input_digests(settings: RunSettings) -> dict[str, str]:
+    """Option -> digest of the content of the schedule, the file of weights or the reference model that it names."""
+    named = {"--schedule": settings.schedule}
+    named |= {name: (settings.mixer_options or {}).get(name) for name in ("schedule", "file", "reference")}
+    return {name: _digest(value) for name, value in named.items() if value}
+
+
+def _digest(source: str) -> str:
+    path = Path(source) if Path(source).exists() else find_schedule(source)
+    digest = hashlib.sha256()
+    for part in sorted(path.glob("*")) if path.is_dir() else [path]:
+        if part.suffix in (".safetensors", ".json") or part == path:
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -83,7 +83,7 @@ def run_inspect(settings: InspectSettings) -> None:
     elif written:
         print(*written, sep="\n")  # noqa: T201 - the results, for scripts
     else:
-        print_views(views, settings.plot, Console(highlight=False))
+        print_views(views, settings.plot, Console(highlight=False, markup=False))
 
 
 def _check(settings: InspectSettings) -> None:

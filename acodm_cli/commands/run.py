@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import nn
 
 from acodm_cli import __version__
 from acodm_cli.alignment.exact import ExactProbe
 from acodm_cli.alignment.probe import GradientProbe, select_layers
 from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
-from acodm_cli.commands.files import RunFiles
+from acodm_cli.commands.files import RunFiles, input_digests
 from acodm_cli.config import RunSettings
 from acodm_cli.corpus.corpus import Corpus, cache_folder, cached_bytes, open_corpus
 from acodm_cli.corpus.preflight import check_room, domain_uses
@@ -55,6 +56,7 @@ from acodm_cli.mixing.catalog import Task, make_mixer
 from acodm_cli.mixing.mixer import Array, Mixer
 from acodm_cli.schedule.recorder import Recorder
 from acodm_cli.schedule.schedule import Schedule
+from acodm_cli.writing import partial_prefix
 
 LONG_RUN_SECONDS = 600
 # The logits of a micro-batch, in fp32 with their gradient, take 8 bytes per element.
@@ -68,7 +70,8 @@ class StopRequest:
     """SIGINT, SIGTERM, and SIGUSR1, by which Slurm tells that time is running out: before training they stop at once; in
     training they let the step finish and be saved. A second signal in training stops at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, resuming: bool = False) -> None:
+        self.resuming = resuming
         self.signal_number: int | None = None
         self.in_training = False
 
@@ -83,7 +86,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.in_training:
-            raise Interrupted("interrupted before training began; nothing to resume", number)
+            left = "the run to resume is as it was" if self.resuming else "nothing to resume"
+            raise Interrupted(f"interrupted before training began; {left}", number)
         if self.signal_number is not None:
             raise Interrupted("interrupted again: stopped at once; --resume continues from the last checkpoint", number)
         self.signal_number = number
@@ -91,7 +95,7 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to train."""
+    """A run that is ready to train. inputs: what its mixer reads, by the option that names it, as the digest of its content."""
 
     settings: RunSettings
     files: RunFiles
@@ -104,6 +108,7 @@ class Run:
     ranks: Ranks
     parameters: int
     memory: MemoryEstimate
+    inputs: dict[str, str]
 
     def info(self) -> dict[str, Any]:
         """What the schedule file says about its run. Nothing of this machine: neither paths nor times."""
@@ -152,7 +157,7 @@ def carry_out(
     """
     ranks = ranks_asked_for()
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest().installed())
+        stop = stack.enter_context(StopRequest(resuming).installed())
         stack.enter_context(joined(ranks, settings.device))
         console = make_console(quiet=not ranks.is_first)
         if not (resuming or dry):
@@ -162,6 +167,7 @@ def carry_out(
         run = prepare(settings, files, schedule, console, ranks)
         print_title(console, run.info(), run.compute.label)
         show_preflight(run, schedule, console)
+        _warn_of_small_batch(run, console)
         if dry:
             return False
         if resuming:
@@ -219,7 +225,8 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
         )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recorder = Recorder(corpus.names)
-    return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, ranks, parameters, memory)
+    inputs = input_digests(settings)
+    return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, ranks, parameters, memory, inputs)
 
 
 def _open_corpus(settings: RunSettings, console: Console) -> Corpus:
@@ -227,6 +234,19 @@ def _open_corpus(settings: RunSettings, console: Console) -> Corpus:
         fields = Fields(settings.text_field, settings.domain_field)
         return open_corpus(
             settings.data, settings.tokenizer, settings.cache_dir, on_progress, fields, settings.domain_tokens
+        )
+
+
+def _warn_of_small_batch(run: Run, console: Console) -> None:
+    """Of a domain with one sequence in a batch nothing tells its gradient from that sequence's noise."""
+    domains, batch = len(run.corpus.names), run.settings.batch
+    if run.mixer.needs_gram and batch < 2 * domains:
+        console.print(
+            f"warning: --batch {batch} holds fewer than two sequences of most of the {domains} domains: the norms of their gradients, "
+            f"which mixer {run.mixer.name} goes by, will often or always be unknown; from --batch {2 * domains} on they are known",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -316,8 +336,9 @@ def _plan_memory(settings: RunSettings, config: Any, compute: Compute, ranks: Ra
     def estimate(micro_batch: int, checkpointing: bool, of: Any = config, shards: int = shards) -> MemoryEstimate:
         return estimate_memory(of, micro_batch, micro_batch < share, settings.seq_len, compute, checkpointing, shards)
 
-    # Ranks that compute on the CPU of one machine share its memory.
-    free = free_memory(compute) // (ranks.world_size if compute.device.type == "cpu" else 1)
+    # Ranks that compute on the CPU of one machine share its memory. All go by the least that any of them has: micro-batches of
+    # different sizes would make the ranks of fsdp wait for each other.
+    free = -ranks.largest(-free_memory(compute)) // (ranks.world_size if compute.device.type == "cpu" else 1)
     parts = -(-share // max(1, MAX_LOGITS[compute.device.type] // (settings.seq_len * config.vocab_size)))
     micro_batch = settings.micro_batch or -(-share // parts)
     found = estimate(micro_batch, settings.activation_checkpointing)
@@ -421,7 +442,7 @@ def show_preflight(run: Run, schedule: Schedule | None, console: Console) -> Non
         weights_SK, whose = mixer.timeline.weights_SK.astype(np.float64), "schedule's"
     elif schedule is not None and mixer.name == "policy":
         weights_SK, whose = schedule.weights_SK, "schedule's"
-    uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK)
+    uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK, s.max_epochs)
     print_preflight(console, uses, whose)
     cache = cache_folder(s.cache_dir)
     console.print(
@@ -438,7 +459,7 @@ def resume(run: Run, console: Console) -> None:
 
     Raises:
         AcodmError: none can be read.
-        UsageError: the corpus is not the one that the run began with.
+        UsageError: corpus, schedule or another input is not what the run began with.
     """
     path = run.ranks.shared(lambda: _newest_intact(run.files.folder, console))
     if path is None:
@@ -449,6 +470,11 @@ def resume(run: Run, console: Console) -> None:
         raise UsageError(
             f"the corpus has changed since the run of {run.files.out} began; restore it, or start over with --force"
         )
+    for name, digest in state["inputs"].items():
+        if run.inputs.get(name) != digest:
+            raise UsageError(
+                f"what {name} names has changed since the run of {run.files.out} began; restore it, or start over with --force"
+            )
     run.trainer.load_state_dict(state["trainer"])
     run.recorder.load_state_dict(state["recorder"])
     console.print(f"resumed at step {run.trainer.step} of {run.settings.steps}", highlight=False)
@@ -511,6 +537,7 @@ def save(run: Run) -> float:
         "trainer": run.trainer.state_dict(),
         "recorder": run.recorder.state_dict(),
         "corpus": run.corpus.fingerprint,
+        "inputs": run.inputs,
     }
     folder, keep = run.files.folder, run.settings.keep_checkpoints
     run.ranks.first(lambda: save_checkpoint(folder, run.trainer.step, state, keep))
@@ -543,19 +570,20 @@ def save_model(model: nn.Module, weights: dict[str, Any], corpus: Corpus, folder
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # it would be drawn into our own display
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+    partial = Path(tempfile.mkdtemp(prefix=partial_prefix(folder), dir=folder.absolute().parent))
     try:
         model.save_pretrained(partial, state_dict=weights)  # type: ignore[operator]
         end = corpus.tokenizer.backend.id_to_token(corpus.tokenizer.end_of_document)
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=corpus.tokenizer.backend, eos_token=end)
         tokenizer.save_pretrained(partial)
         partial.chmod(0o755)
-        old = folder.with_name(f".{folder.name}.old")
+        old = folder.with_name(f"{partial_prefix(folder)}old")
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise AcodmError(f"cannot write the model to {folder}: {error.strerror}; resume with --resume") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AcodmError(f"cannot write the model to {folder}: {reason}; make room and use --resume") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,7 +12,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from acodm_cli.corpus.embedded import embedded_corpus
-from acodm_cli.corpus.readers import PLAIN, Fields
+from acodm_cli.corpus.readers import PLAIN, Fields, is_unicode
 from acodm_cli.corpus.sources import CorpusPlan, plan_corpus
 from acodm_cli.corpus.token_store import DomainStore, OnProgress, open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
@@ -133,5 +133,7 @@ def _check_domains(plan: CorpusPlan, domains: list[DomainStore]) -> None:
     if len(domains) < 2:
         raise UsageError(f"{plan.name} has one domain only ({domains[0].name}); a mixture needs at least two")
     for domain in domains:
+        if not is_unicode(domain.name):
+            raise UsageError(f"the name of domain {domain.name!r} is not UTF-8; rename it")
         if not len(domain.train):
             raise UsageError(f"domain {domain.name} has no training text; give it some, or remove it")

@@ -15,6 +15,7 @@ from typing import Any
 from acodm_cli.corpus.readers import Document, document_of, parquet_batches
 from acodm_cli.corpus.sources import VALIDATION_WORDS, HubSource
 from acodm_cli.errors import AcodmError, UsageError
+from acodm_cli.writing import cache_errors
 
 
 def pinned(source: HubSource, cache: Path) -> HubSource:
@@ -34,10 +35,11 @@ def pinned(source: HubSource, cache: Path) -> HubSource:
         if not record.is_file():
             raise
         return replace(source, revision=record.read_text())
-    record.parent.mkdir(parents=True, exist_ok=True)
-    partial = record.with_name(f".{record.name}.{os.getpid()}")
-    partial.write_text(revision)
-    partial.rename(record)
+    with cache_errors(cache):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        partial = record.with_name(f".{record.name}.{os.getpid()}")
+        partial.write_text(revision)
+        partial.rename(record)
     return replace(source, revision=revision)
 
 

@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.corpus.sampler import cap_weights
 from acodm_cli.errors import UsageError
+
+MOMENTS = 200
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,18 @@ class DomainUse:
 
 
 def domain_uses(
-    corpus: Corpus, seq_len: int, batch: int, steps: int, weights_SK: NDArray[np.float64]
+    corpus: Corpus,
+    seq_len: int,
+    batch: int,
+    steps: int,
+    weights_SK: NDArray[np.float64],
+    max_epochs: float | None = None,
 ) -> list[DomainUse]:
-    """weights_SK: the mixture over the run, at S evenly spaced moments; a single row for constant weights."""
+    """weights_SK: the mixture over the run, at S evenly spaced moments; a single row for constant weights. max_epochs: what a domain
+    has no room for goes to the others, as in the run."""
+    if max_epochs is not None:
+        sizes_K = np.array([domain.train.num_sequences(seq_len) for domain in corpus.domains])
+        weights_SK = _capped(weights_SK, max_epochs * sizes_K, steps * batch)
     drawn_SK = np.cumsum(weights_SK, axis=0) * steps * batch / len(weights_SK)
     uses = []
     for index, domain in enumerate(corpus.domains):
@@ -50,6 +62,16 @@ def domain_uses(
             )
         )
     return uses
+
+
+def _capped(weights_SK: NDArray[np.float64], limits_K: NDArray[np.float64], sequences: int) -> NDArray[np.float64]:
+    """At MOMENTS moments. limits_K: sequences that each domain has room for."""
+    moments = np.arange(MOMENTS) * len(weights_SK) // MOMENTS
+    drawn_K, rows = np.zeros_like(limits_K), []
+    for weights_K in weights_SK[moments]:
+        rows.append(cap_weights(weights_K, np.maximum(limits_K - drawn_K, 0) * MOMENTS / sequences))
+        drawn_K = drawn_K + rows[-1] * sequences / MOMENTS
+    return np.stack(rows)
 
 
 def check_room(corpus: Corpus, seq_len: int, batch: int, steps: int, max_epochs: float | None) -> None:

@@ -65,12 +65,19 @@ def document_of(record: Any, fields: Fields, where: Callable[[], str]) -> Docume
         domain = _field(record, fields.domain)
         if not isinstance(domain, str) or not domain.strip():
             raise UsageError(f'{where()}: no domain in field "{fields.domain}"; every record needs one')
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"{where()}: its text holds half a surrogate pair; repair or remove the record") from None
+    for what, value in (("text", text), ("domain", domain or "")):
+        if not value.isascii() and not is_unicode(value):
+            raise UsageError(f"{where()}: its {what} holds half a surrogate pair; repair or remove the record")
     return Document(text, domain)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written at all: JSON escapes, and names of files that are not UTF-8, give strings that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _field(record: Any, name: str) -> Any:

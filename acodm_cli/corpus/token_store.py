@@ -30,6 +30,7 @@ from acodm_cli.corpus.readers import Document, read_documents
 from acodm_cli.corpus.sources import FileSource, HubSource, IndexedSource, Source
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import AcodmError, UsageError
+from acodm_cli.writing import cache_errors
 
 STORE_VERSION = 4
 HOLD_OUT_EVERY = 20
@@ -172,7 +173,7 @@ def _source_key(source: FileSource | HubSource, tokenizer: Tokenizer) -> str:
 
 
 def _tokenize(source: FileSource | HubSource, tokenizer: Tokenizer, folder: Path, on_progress: OnProgress) -> None:
-    try:
+    with cache_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_over(folder.parent)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -191,10 +192,6 @@ def _tokenize(source: FileSource | HubSource, tokenizer: Tokenizer, folder: Path
         finally:
             writer.thread.shutdown()  # before its folder goes
             shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise AcodmError(
-            f"cannot write the token cache in {folder.parent}: {error.strerror}; make room or use --cache-dir"
-        ) from None
 
 
 def _remove_left_over(cache: Path) -> None:
@@ -386,7 +383,7 @@ class _StoreWriter:
             parts.setdefault((name, into), []).extend((np.array(ids, self.dtype), end))
         for (name, into), arrays in parts.items():
             with self._path(self.domains[name], into).open("ab") as file:
-                np.concatenate(arrays).tofile(file)
+                file.write(np.concatenate(arrays).data)  # tofile does not report a disk that is full at its last flush
 
     def _path(self, domain: _DomainFiles, split: str) -> Path:
         return self.folder / f"{domain.number}.{split}.bin"

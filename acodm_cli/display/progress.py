@@ -43,7 +43,11 @@ class PreparationDisplay:
         self.current = ""
         self.progress: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("preparing {task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            columns = (
+                TextColumn("preparing {task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+            )
             self.progress = Progress(*columns, console=console, transient=True)
 
     def __enter__(self) -> PreparationDisplay:
@@ -161,5 +165,5 @@ class TrainingDisplay:
 
 
 def make_console(quiet: bool = False) -> Console:
-    """Progress, hints and errors go to stderr."""
-    return Console(file=sys.stderr, soft_wrap=False, quiet=quiet, force_terminal=False if quiet else None)
+    """Progress, hints and errors go to stderr. Without markup: names of domains may hold brackets."""
+    return Console(file=sys.stderr, soft_wrap=False, quiet=quiet, force_terminal=False if quiet else None, markup=False)

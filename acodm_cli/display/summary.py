@@ -55,7 +55,8 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
     corpus = info["corpus"]
     tokens = sum(corpus["tokens"].values())
     console.print(
-        f"[bold]{info['command']}[/]  {info['model']} ({human_count(info['parameters'])} parameters) on {device}  "
+        Text(info["command"], style="bold"),
+        f" {info['model']} ({human_count(info['parameters'])} parameters) on {device}  "
         f"mixer {info['mixer']['name']}\n"
         f"corpus {corpus['name']}: {len(corpus['tokens'])} domains, {human_count(tokens)} tokens  "
         f"run: {info['steps']} steps of {info['batch']} x {info['seq_len']} = {human_count(info['token_budget'])} tokens",

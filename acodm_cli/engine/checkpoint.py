@@ -15,7 +15,7 @@ import torch
 
 from acodm_cli.errors import AcodmError
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 
@@ -27,8 +27,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write to a temporary name, flush to disk, rename: a reader finds a complete checkpoint or none. Then all but the newest
-    `keep` are removed.
+    """Write to a temporary name, flush to disk, rename: a reader finds a complete checkpoint or none. Then all but this one and the
+    `keep` - 1 before it are removed: one of a later step was damaged, and passed over when the run was resumed.
 
     Raises:
         AcodmError: it could not be written; earlier checkpoints are untouched.
@@ -46,8 +46,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise AcodmError(f"cannot write a checkpoint in {folder}: {reason}; earlier checkpoints are kept") from None
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink()
+    earlier = [other for other in checkpoints(folder) if other.name < path.name]
+    kept = {path, *earlier[max(0, len(earlier) + 1 - keep) :]}
+    for other in checkpoints(folder):
+        if other not in kept:
+            other.unlink()
     return path
 
 

@@ -99,12 +99,19 @@ def _count(
 
         inputs_BT = torch.zeros(micro_batch, seq_len, dtype=torch.int64)
         autocast = torch.autocast("cpu", compute.dtype, enabled=compute.dtype != torch.float32)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
-            model.base_model(input_ids=inputs_BT, use_cache=False)
         blocks = transformer_blocks(model)
+        experts = getattr(config, "num_experts_per_tok", None)
+        if not experts:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+                model.base_model(input_ids=inputs_BT, use_cache=False)
         largest_block = max(FP32 * sum(p.numel() for p in block.parameters()) for block in blocks)
         head = FP32 * model.get_output_embeddings().weight.numel()
     activations = sum(size for _, size in kept.values())
+    if experts:
+        # Tokens are routed by values, which fake tensors do not have. In 16 bit a block keeps 34 bytes per token and feature, 19 of
+        # them in its MLP (2205.05198, section 4.1).
+        bytes_each = (15 + 19 * experts) * (2 if compute.dtype == torch.float32 else 1)
+        activations = bytes_each * micro_batch * seq_len * config.hidden_size * len(blocks)
     if checkpointing:  # the inputs of the blocks, and one block at a time
         activations = len(blocks) * FP32 * micro_batch * seq_len * config.hidden_size + activations // len(blocks)
     return sum(parameters.values()), head, largest_block, activations

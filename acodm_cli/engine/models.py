@@ -94,9 +94,12 @@ def _foreign_config(model: str, vocab_size: int, context: int) -> Any:
         config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
         if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
             raise UsageError(f"model {model} is a {config.model_type}, not a causal language model; give another")
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UsageError(f"cannot load the configuration of model {model}: {reason}") from None
+        with torch.device("meta"):
+            transformers.AutoModelForCausalLM.from_config(config)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a stranger's file makes its parsers and checks raise
+        raise UsageError(f"cannot load the configuration of model {model}: {_in_short(error)}") from None
     config.vocab_size = vocab_size
     config.use_cache = False
     # Its embedding would never be trained, and here the id is some other tokenizer's padding.
@@ -128,10 +131,13 @@ def load_model(folder: str, device: torch.device) -> nn.Module:
         model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UsageError(f"cannot load the model of {folder}: {reason}") from None
+    except Exception as error:  # as above
+        raise UsageError(f"cannot load the model of {folder}: {_in_short(error)}") from None
     return model.to(device)
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -45,5 +45,6 @@ class NormReader:
 
 def _square_weight(block: nn.Module) -> Tensor:
     linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
-    square = [module for module in linear if module.in_features == module.out_features]
-    return (square or linear)[-1].weight
+    square = [module.weight for module in linear if module.in_features == module.out_features]
+    # Not all models are made of nn.Linear: GPT-2's matrices are a layer type of its own.
+    return (square or [parameter for parameter in block.parameters() if parameter.dim() == 2])[-1]

@@ -217,7 +217,7 @@ class Trainer:
         reference's by, if there is one.
         """
         # What is random in a model (dropout) is a function of seed, step and rank: nothing of it needs to be saved.
-        torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * 65_536 + self.ranks.rank)
+        torch.manual_seed(((self.settings.seed * 1_000_003 + self.step) * 65_536 + self.ranks.rank) % 2**63)
         scale = 1 / self.settings.tokens_per_step
         sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
         excess_K = torch.zeros_like(sums_K)
@@ -286,7 +286,7 @@ class Trainer:
         losses = ", ".join(f"{name} {loss:.3g}" for name, loss in zip(self.corpus.names, losses_K, strict=True))
         raise AcodmError(
             f"the loss or gradient of step {self.step + 1} is not finite (losses: {losses}; gradient norm "
-            f"{gradient_norm:.3g}); lower --lr, let some pass with --skip-nonfinite, or resume from the last checkpoint"
+            f"{gradient_norm:.3g}); pass over it with --resume --skip-nonfinite, or start over with --force and a lower --lr"
         )
 
     def _validate_if_due(self) -> Array | None:

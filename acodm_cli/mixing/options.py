@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -45,7 +46,8 @@ def _parse(text: str, kind: Any) -> Any:
     (kind,) = (each for each in kinds if each is not type(None))
     if kind is bool:
         return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _refuse(text)
-    return kind(text)
+    value = kind(text)
+    return _refuse(text) if kind is float and not math.isfinite(value) else value
 
 
 def _refuse(text: str) -> Any:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.schedule.library import find_schedule
 from acodm_cli.schedule.timeline import Timeline
+from acodm_cli.writing import partial_prefix
 
 if TYPE_CHECKING:
     import pandas
@@ -143,7 +144,7 @@ class Schedule:
         """
         table = self.to_arrow()
         try:
-            descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            descriptor, partial = tempfile.mkstemp(prefix=partial_prefix(path), dir=path.parent)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from None
         try:

@@ -49,6 +49,8 @@ def test_unknown_model(small: list[object], out: Path) -> None:
         (["proxy-train", "--mixer-option", "gamma"], "is not NAME=VALUE"),
         (["proxy-train", "--alignment-layers", "convolution"], "selects no layer"),
         (["proxy-train", "--nonsense"], "--nonsense"),
+        (["proxy-train", "--mixer-option", "ema=1"], "ema = 1.0; give a number from 0 to below 1"),
+        (["proxy-train", "--mixer", "doremi", "--mixer-option", "step_size=inf"], "is not a number"),
         (["apply"], "give the target with --model"),
         (["apply", "--model", "pythia-14m", "--mode", "policy"], "needs --schedule"),
     ],
@@ -168,6 +170,26 @@ def test_output_that_cannot_be_written(small: list[object], tmp_path: Path) -> N
     ]:
         assert said in refuses(2, "proxy-train", "--steps", 2, "--out", out, *small)
     assert contents(tmp_path) == before | {"file": b"not a folder"}
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, out: Path) -> None:
+    """Also where the embedded corpus would be made."""
+    (tmp_path / "file").touch()
+    said = refuses(1, "proxy-train", "--cache-dir", tmp_path / "file", "--out", out)
+    assert "cannot write the token cache" in said
+    assert "use --cache-dir" in said
+
+
+def test_names_of_domains_are_no_markup(tokenizer_file: Path, tmp_path: Path, out: Path) -> None:
+    data = write_corpus(tmp_path / "data", ("arithmetic", "code"))
+    (data / "code").rename(data / "wiki[red]")
+    how = ["--data", data, "--tokenizer", tokenizer_file, "--cache-dir", tmp_path / "cache", "--seq-len", 32]
+    outcome = acodm("proxy-train", "--steps", 2, "--batch", 4, *how, "--out", out)
+    assert outcome.code == 0, outcome.stderr
+    assert "preparing wiki[red]" in outcome.stderr
+    assert "--batch" not in outcome.stderr, "two sequences per domain are enough"
+    small = acodm("proxy-train", "--steps", 2, "--batch", 3, *how, "--out", out, "--force")
+    assert "warning: --batch 3 holds fewer than two sequences" in small.stderr
 
 
 def test_schedule_of_the_target_run_is_not_its_output(proxy: Path, small: list[object]) -> None:

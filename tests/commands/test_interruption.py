@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from acodm_cli.schedule.schedule import Schedule
 from tests.chaos import chaos
 from tests.commands.conftest import acodm, start_acodm
 
@@ -185,6 +187,23 @@ def test_a_changed_corpus_is_not_resumed(data: Path, small: list[object], tmp_pa
     assert refused.code == 2
     assert "the corpus has changed since the run" in refused.stderr
     assert list((tmp_path / "a.run").glob("step-*.pt"))
+
+
+def test_a_changed_schedule_is_not_resumed(proxy: Path, small: list[object], tmp_path: Path) -> None:
+    schedule, out = tmp_path / "s.parquet", tmp_path / "a.parquet"
+    shutil.copy(proxy, schedule)
+    how = ["apply", "--schedule", schedule, "--model", "pythia-14m", "--steps", 60, "--checkpoint-every", 5, *small]
+    assert stop_at_step(15, signal.SIGKILL, *how, "--out", out)[0] == -signal.SIGKILL
+    changed = Schedule.read(schedule)
+    replace(changed, policy=None).write(schedule)
+    gone = acodm("apply", "--out", out, "--resume")
+    assert (gone.code, "holds no policy any more" in gone.stderr) == (3, True)
+    replace(changed, info=changed.info | {"note": "another"}).write(schedule)
+    refused = acodm("apply", "--out", out, "--resume")
+    assert refused.code == 2
+    assert "what --schedule names has changed since the run" in refused.stderr
+    shutil.copy(proxy, schedule)
+    assert acodm("apply", "--out", out, "--resume").code == 0
 
 
 def test_keeps_as_many_checkpoints_as_asked(small: list[object], tmp_path: Path) -> None:

@@ -236,6 +236,7 @@ def broken_records(folder: Path, kind: str) -> None:
         "missing domain field": b'{"text": "x", "meta": {}}',
         "non-UTF-8": b'{"text": "\xff", "meta": {"set": "a"}}',
         "surrogate": b'{"text": "\\ud800", "meta": {"set": "a"}}',
+        "surrogate in a name": b'{"text": "x", "meta": {"set": "a\\ud800"}}',
     }
     write_lines(folder / "records.jsonl", [*GOOD, lines[kind]])
 
@@ -248,6 +249,7 @@ def broken_records(folder: Path, kind: str) -> None:
         ("missing domain field", r'records.jsonl:31: no domain in field "meta.set"; every record needs one'),
         ("non-UTF-8", r"records.jsonl:31: not UTF-8; convert the file"),
         ("surrogate", r"records.jsonl:31: its text holds half a surrogate pair; repair"),
+        ("surrogate in a name", r"records.jsonl:31: its domain holds half a surrogate pair; repair"),
     ],
 )
 def test_bad_records(kind: str, message: str, tokenizer_file: Path, tmp_path: Path) -> None:

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
+from acodm_cli.engine.device import Compute
+from acodm_cli.engine.memory import estimate_memory
 from acodm_cli.engine.models import PRESETS, build_model, model_config, parameter_counts
+from acodm_cli.engine.norms import NormReader
 from acodm_cli.errors import UsageError
 
 # Biderman et al. 2023 (2304.01373), and the model cards of 14m and 31m.
@@ -59,3 +63,32 @@ def test_configuration_from_a_folder(tmp_path: Path) -> None:
     model_config("llama-tiny", 999, 64).save_pretrained(tmp_path)
     config = model_config(str(tmp_path), 256, 4096)
     assert (config.vocab_size, config.max_position_embeddings, config.num_hidden_layers) == (256, 4096, 6)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
+def test_other_architectures(kind: str, tmp_path: Path) -> None:
+    """Blocks without nn.Linear, and a mixture of experts: their memory is estimated, and their norms are read."""
+    if kind == "gpt2":
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2).save_pretrained(tmp_path)
+    else:
+        transformers.MixtralConfig(
+            hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+            num_local_experts=4,
+        ).save_pretrained(tmp_path)  # fmt: skip
+    config = model_config(str(tmp_path), 256, 64)
+    found = estimate_memory(config, 4, False, 64, Compute(torch.device("cpu"), torch.float32), False)
+    assert found.activations > 4 * 64 * 32 * 4
+    norms_L, updates_L = NormReader(build_model(config, 0, torch.device("cpu")), (0.0, 1.0)).read()
+    assert (norms_L > 0).all()
+    assert (updates_L == 0).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"model_type": "gpt2", "n_embd": 33, "n_head": 2}', '{"model_type": "gpt_neox", "hidden_size": 33}', "{"],
+)
+def test_a_configuration_of_no_model(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"cannot load the configuration of model \S+: .") as caught:
+        model_config(str(tmp_path), 256, 64)
+    assert "\n" not in str(caught.value)

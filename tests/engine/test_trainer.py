@@ -58,6 +58,12 @@ def make_trainer(
     return Trainer(built, corpus, mixer, settings, compute, probe, compiled=compiled)
 
 
+def test_any_seed(corpus: Corpus) -> None:
+    trainer = make_trainer(corpus, static())
+    trainer.settings = replace(trainer.settings, seed=2**31 - 1)
+    assert math.isfinite(next(trainer.steps()).train_loss)
+
+
 def static(depths: tuple[float, ...] = ()) -> StaticMixer:
     mixer = StaticMixer(np.array([0.4, 0.3, 0.2, 0.1]))
     mixer.depths = depths

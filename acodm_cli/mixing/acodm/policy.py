@@ -20,7 +20,6 @@ from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
 
 POLICY_VERSION = 1
 MAX_POLICY_BYTES = 256 * 2**20
-MAX_HIDDEN, MAX_LAYERS, MAX_DEPTHS = 8192, 16, 64
 
 # The settings that shape the actor's output; the rest only matters while it learns.
 _ACTOR_SETTINGS = ("hidden", "layers", "depths", "logit_bound", "floor_share", "smoothing")
@@ -93,22 +92,15 @@ def load_policy(data: bytes, domains: list[str], base: AgentSettings) -> FrozenP
 
 
 def _actor_settings(value: Any, base: AgentSettings) -> AgentSettings:
-    valid = (
-        isinstance(value, dict)
-        and set(value) == set(_ACTOR_SETTINGS)
-        and all(type(value[name]) is int for name in ("hidden", "layers", "depths"))
-        and 1 <= value["hidden"] <= MAX_HIDDEN
-        and 1 <= value["layers"] <= MAX_LAYERS
-        and 1 <= value["depths"] <= MAX_DEPTHS
-        and all(isinstance(value[name], (int, float)) and 0 <= value[name] < 1 for name in ("floor_share", "smoothing"))
-        and (
-            value["logit_bound"] is None
-            or (isinstance(value["logit_bound"], (int, float)) and value["logit_bound"] > 0)
-        )
-    )
-    if not valid:
-        raise ScheduleError("the schedule's policy has settings that acodm does not know; use --mode replay")
-    return AgentSettings(**(base.to_json() | value))
+    try:
+        if not isinstance(value, dict) or set(value) != set(_ACTOR_SETTINGS):
+            raise ValueError
+        if not all(type(value[name]) is int for name in ("hidden", "layers", "depths")):
+            raise ValueError
+        return AgentSettings(**(base.to_json() | value))
+    except (ValueError, TypeError):
+        message = "the schedule's policy has settings that acodm does not know; use --mode replay"
+        raise ScheduleError(message) from None
 
 
 def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

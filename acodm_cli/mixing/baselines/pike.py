@@ -58,12 +58,12 @@ class PikeMixer(Mixer):
         self.noise.update(gradient_noise(np.diag(feedback.gram_KK), feedback.self_K, feedback.samples_K))
         batch = feedback.samples_K.sum()
         exponents_K = self.own.zeta1 * self.norms.value - self.own.zeta2 * self.noise.value / (2 * batch)
+        known_K = self.norms.seen & self.noise.seen
         after = feedback.next_observation
         if after.step % max(1, round(self.own.update_share * after.total_steps)) == 0:
-            known_K = self.norms.seen & self.noise.seen
             fill = exponents_K[known_K].mean() if known_K.any() else 0.0
             self.alpha_K = ascend(self.alpha_K, np.where(known_K, exponents_K, fill))
-        return Report(reward_K=exponents_K)
+        return Report(reward_K=np.where(known_K, exponents_K, np.nan))
 
     def settings(self) -> dict[str, Any]:
         return vars(self.own)

@@ -227,6 +227,10 @@ def test_state_dict_continues_exactly() -> None:
 def test_options_are_checked() -> None:
     changed = agent_settings("default", {"gamma": "0.9", "logit_bound": "none", "huber": "false", "hidden": "64"})
     assert (changed.gamma, changed.logit_bound, changed.huber, changed.hidden) == (0.9, None, False, 64)
-    for options in ({"gama": "1"}, {"hidden": "big"}, {"huber": "yes"}, {"noise_space": "ether"}):
+    for options in (
+        {"gama": "1"}, {"hidden": "big"}, {"huber": "yes"}, {"noise_space": "ether"}, {"ema": "1"}, {"gamma": "nan"},
+        {"layers": "0"}, {"depths": "-1"}, {"floor_share": "2"}, {"smoothing": "1"}, {"replay_capacity": "0"},
+        {"noise_correlation": "2"}, {"logit_bound": "0"}, {"actor_delay": "0"}, {"step_size": "inf"},
+    ):  # fmt: skip
         with pytest.raises(UsageError):
             agent_settings("default", options)

@@ -87,6 +87,18 @@ def test_pike_updates_at_intervals() -> None:
     assert mixer.weights(observation(20))[2] > PRIOR[2]
 
 
+def test_pike_says_so_when_it_knows_nothing() -> None:
+    """A domain with one sequence in the batch has no unbiased norm."""
+    mixer = PikeMixer(PRIOR, PikeSettings(update_share=0.01, uniform_share=0.0))
+    nothing = mixer.observe(feedback((0.5, 0.25, 0.25), gram_KK=GRAM, self_K=[math.nan] * 3)).reward_K
+    assert nothing is not None
+    assert np.isnan(nothing).all()
+    assert mixer.weights(observation()) == pytest.approx(PRIOR)
+    some = mixer.observe(feedback((0.5, 0.25, 0.25), gram_KK=GRAM, self_K=[4.0, math.nan, math.nan])).reward_K
+    assert some is not None
+    assert np.isnan(some).tolist() == [False, True, True]
+
+
 def test_gradient_noise_is_that_of_a_sequence() -> None:
     """Gradients of single sequences with mean g and variance σ²: what a mean of n of them says of σ² is right on average."""
     generator = np.random.default_rng(0)
