@@ -50,7 +50,7 @@ class AgentSettings:
     warm-up and after it; noise_correlation: of consecutive steps. smoothing: share of the previous step's logit
     offsets kept in the executed ones. logit_bound: largest offset from log(prior) before centring, None for no
     bound. floor_share: share of the prior mixed into every action, so that no domain starves. anchor: weight of
-    KL(α ‖ prior) in what the policy ascends; of a transferred policy, the divergence from that. quadratic_action: whether the critic adds a
+    KL(α ‖ prior) in what the policy ascends; by mirror ascent of a transferred policy, the divergence from that. quadratic_action: whether the critic adds a
     quadratic function of the action. twin_critics, actor_delay, target_noise: TD3's additions (1802.09477).
     huber: Huber instead of squared error for the critic. grad_clip: of the agent's own gradients, None for none.
     """

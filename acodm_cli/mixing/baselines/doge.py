@@ -29,7 +29,7 @@ class DogeMixer(Mixer):
     """α_i ← α_i exp(η_t W_i / μ) / Z with W_i = ⟨∇ℓ_i, Σ_j ∇ℓ_j⟩, domain i itself included.
 
     The publication trains a proxy on uniform batches this way and uses the average of α for the target; here α is drawn from at
-    once, and `fixed` takes the average of the schedule that comes of it. ⟨∇ℓ_i, ∇ℓ_j⟩ of domains that a batch lacks is what it
+    once, and `fixed` takes the average of the schedule that comes of it, uniform share included. ⟨∇ℓ_i, ∇ℓ_j⟩ of domains that a batch lacks is what it
     was last, as the authors' code keeps the last gradient of each domain; a pair that was never seen counts as zero.
     """
 

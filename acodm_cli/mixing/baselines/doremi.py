@@ -32,7 +32,7 @@ class DoremiMixer(Mixer):
     The publication draws the proxy's batches uniformly and weights their losses by α; here α is drawn from, which has the same
     mean gradient. So that every domain's excess goes on being seen, as it is there, a share of the batch is drawn uniformly, and a
     domain that a batch lacks keeps its last excess: without, a domain with all the weight would keep it for ever. The publication
-    trains the target with the average of α: `fixed` on the schedule that comes of it.
+    trains the target with the average of α: `fixed` on the schedule that comes of it, whose weights hold the uniform share.
     """
 
     name = "doremi"
