@@ -401,6 +401,7 @@ def plot(frame: pd.DataFrame, path: Path, title: str) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import StrMethodFormatter
 
     curves = (
         frame.assign(perplexity=np.exp(frame["validation_loss"]))
@@ -426,6 +427,8 @@ def plot(frame: pd.DataFrame, path: Path, title: str) -> None:
         if "uniform" in table:
             axes[1].plot(late.index, relative.loc[late.index, name], **style)
     axes[0].set(xlabel="step", ylabel="validation perplexity, mean over domains", yscale="log")
+    for which in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
+        which(StrMethodFormatter("{x:.0f}"))
     axes[1].set(xlabel="step", ylabel="relative to uniform, %")
     if "uniform" in table:
         axes[1].set_ylim(1.3 * float(relative.loc[late.index].min().min()) - 0.5, 12)
