@@ -70,7 +70,7 @@ class StopRequest:
     """SIGINT, SIGTERM, and SIGUSR1, by which Slurm tells that time is running out: before training they stop at once; in
     training they let the step finish and be saved. A second signal in training stops at once."""
 
-    def __init__(self, resuming: bool = False) -> None:
+    def __init__(self, resuming: bool) -> None:
         self.resuming = resuming
         self.signal_number: int | None = None
         self.in_training = False
@@ -95,7 +95,7 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to train. inputs: what its mixer reads, by the option that names it, as the digest of its content."""
+    """A run that is ready to train. inputs: what it reads -> digest of the content."""
 
     settings: RunSettings
     files: RunFiles
@@ -225,7 +225,9 @@ def prepare(settings: RunSettings, files: RunFiles, schedule: Schedule | None, c
         )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recorder = Recorder(corpus.names)
-    inputs = input_digests(settings)
+    # On one rank: a reference model is large.
+    named = ranks.shared(lambda: input_digests(settings))
+    inputs = {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
     return Run(settings, files, corpus, prior_K, mixer, trainer, recorder, compute, ranks, parameters, memory, inputs)
 
 
@@ -466,14 +468,10 @@ def resume(run: Run, console: Console) -> None:
         console.print("no checkpoint yet; starting from the beginning", highlight=False)
         return
     state = load_checkpoint(path, mapped=run.ranks.many)
-    if state["corpus"] != run.corpus.fingerprint:
-        raise UsageError(
-            f"the corpus has changed since the run of {run.files.out} began; restore it, or start over with --force"
-        )
-    for name, digest in state["inputs"].items():
-        if run.inputs.get(name) != digest:
+    for what, digest in state["inputs"].items():
+        if run.inputs.get(what) != digest:
             raise UsageError(
-                f"what {name} names has changed since the run of {run.files.out} began; restore it, or start over with --force"
+                f"{what} has changed since the run of {run.files.out} began; restore it, or start over with --force"
             )
     run.trainer.load_state_dict(state["trainer"])
     run.recorder.load_state_dict(state["recorder"])
@@ -536,7 +534,6 @@ def save(run: Run) -> float:
     state = {
         "trainer": run.trainer.state_dict(),
         "recorder": run.recorder.state_dict(),
-        "corpus": run.corpus.fingerprint,
         "inputs": run.inputs,
     }
     folder, keep = run.files.folder, run.settings.keep_checkpoints

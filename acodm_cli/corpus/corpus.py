@@ -17,6 +17,7 @@ from acodm_cli.corpus.sources import CorpusPlan, plan_corpus
 from acodm_cli.corpus.token_store import DomainStore, OnProgress, open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
 from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.writing import cache_errors
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,12 @@ def open_corpus(
 
     Raises:
         UsageError: the data or the tokenizer cannot be used as given.
+        AcodmError: the cache cannot be written.
     """
     cache = cache_folder(cache_dir)
     if data is None:
-        folder, own_tokenizer = embedded_corpus(cache, on_progress)
+        with cache_errors(cache):
+            folder, own_tokenizer = embedded_corpus(cache, on_progress)
         plan = replace(plan_corpus(str(folder), PLAIN), name="embedded")
         loaded = load_tokenizer(tokenizer or str(own_tokenizer))
     else:

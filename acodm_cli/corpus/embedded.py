@@ -39,7 +39,6 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from acodm_cli.corpus.token_store import OnProgress
-from acodm_cli.writing import cache_errors
 
 CORPUS_VERSION = 1
 VOCAB_SIZE = 4096
@@ -53,23 +52,22 @@ def embedded_corpus(cache: Path, on_progress: OnProgress) -> tuple[Path, Path]:
     """Folder of the corpus and path of its tokenizer.json, made in the cache if they are not there.
 
     Raises:
-        AcodmError: the cache cannot be written.
+        OSError: the cache cannot be written.
     """
     folder = cache / "embedded" / _environment_key()
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file():
-        with cache_errors(cache):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".building.", dir=folder.parent))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".building.", dir=folder.parent))
+        try:
+            _write_corpus(partial, on_progress)
             try:
-                _write_corpus(partial, on_progress)
-                try:
-                    partial.rename(folder)
-                except OSError:
-                    if not tokenizer.is_file():  # else another process was faster
-                        raise
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                partial.rename(folder)
+            except OSError:
+                if not tokenizer.is_file():  # else another process was faster
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder, tokenizer
 
 

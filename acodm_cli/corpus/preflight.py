@@ -37,13 +37,13 @@ def domain_uses(
 ) -> list[DomainUse]:
     """weights_SK: the mixture over the run, at S evenly spaced moments; a single row for constant weights. max_epochs: what a domain
     has no room for goes to the others, as in the run."""
+    sizes_K = np.array([domain.train.num_sequences(seq_len) for domain in corpus.domains])
     if max_epochs is not None:
-        sizes_K = np.array([domain.train.num_sequences(seq_len) for domain in corpus.domains])
         weights_SK = _capped(weights_SK, max_epochs * sizes_K, steps * batch)
     drawn_SK = np.cumsum(weights_SK, axis=0) * steps * batch / len(weights_SK)
     uses = []
     for index, domain in enumerate(corpus.domains):
-        size = domain.train.num_sequences(seq_len)
+        size = sizes_K[index]
         drawn_S = drawn_SK[:, index]
         exhausted_at = None
         if drawn_S[-1] > size:

@@ -46,11 +46,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise AcodmError(f"cannot write a checkpoint in {folder}: {reason}; earlier checkpoints are kept") from None
-    earlier = [other for other in checkpoints(folder) if other.name < path.name]
-    kept = {path, *earlier[max(0, len(earlier) + 1 - keep) :]}
-    for other in checkpoints(folder):
-        if other not in kept:
-            other.unlink()
+    found = checkpoints(folder)
+    end = found.index(path) + 1
+    for other in (*found[: max(0, end - keep)], *found[end:]):
+        other.unlink()
     return path
 
 

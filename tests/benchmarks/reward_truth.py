@@ -20,6 +20,7 @@ import numpy as np
 
 from acodm_cli.alignment.probe import select_layers
 from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
+from acodm_cli.config import DEFAULT_ALIGNMENT_ROTATION, DEFAULT_ALIGNMENT_SIZE
 from acodm_cli.corpus.corpus import open_corpus
 from acodm_cli.engine.device import choose_compute
 from acodm_cli.engine.models import build_model, model_config, published_lr
@@ -37,7 +38,8 @@ def rewards(trainer: Trainer, looks: int) -> dict[str, Array]:
     weights_K = uniform_weights(num_domains)
     losses_K = trainer.observation.losses_K
     costs_K = domain_costs(losses_K, "perplexity")
-    probe = SketchProbe(select_layers(trainer.model, "all"), num_domains, True, 0, SketchSettings(64, 6))
+    sketch = SketchSettings(DEFAULT_ALIGNMENT_SIZE, DEFAULT_ALIGNMENT_ROTATION)
+    probe = SketchProbe(select_layers(trainer.model, "all"), num_domains, True, 0, sketch)
     default, paper = AlignmentReward(num_domains, EMA), AlignmentReward(num_domains, EMA)
     found: dict[str, Array] = {"loss": losses_K}
     for number in range(looks):

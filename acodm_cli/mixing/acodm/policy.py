@@ -93,9 +93,8 @@ def load_policy(data: bytes, domains: list[str], base: AgentSettings) -> FrozenP
 
 def _actor_settings(value: Any, base: AgentSettings) -> AgentSettings:
     try:
-        if not isinstance(value, dict) or set(value) != set(_ACTOR_SETTINGS):
-            raise ValueError
-        if not all(type(value[name]) is int for name in ("hidden", "layers", "depths")):
+        known = isinstance(value, dict) and set(value) == set(_ACTOR_SETTINGS)
+        if not known or not all(type(value[name]) is int for name in ("hidden", "layers", "depths")):
             raise ValueError
         return AgentSettings(**(base.to_json() | value))
     except (ValueError, TypeError):

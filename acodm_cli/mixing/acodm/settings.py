@@ -8,32 +8,29 @@ from typing import Any, Literal
 from acodm_cli.config import AgentPreset
 from acodm_cli.mixing.options import with_options
 
-# Least and most of each number; the bool says whether the most itself is allowed. Networks are bounded because policies come from
-# strangers.
-_RANGES: dict[str, tuple[float, float, bool]] = {
-    "hidden": (1, 8192, True),
-    "layers": (1, 16, True),
-    "depths": (1, 64, True),
-    "ema": (0, 1, False),
-    "gamma": (0, 1, False),
-    "tau": (0, 1, True),
-    "step_size": (0, 1e3, True),
-    "actor_lr": (0, 1, True),
-    "critic_lr": (0, 1, True),
-    "batch_size": (1, 2**20, True),
-    "replay_capacity": (8, 2**24, True),
-    "updates_per_step": (0, 1000, True),
-    "warmup_share": (0, 1, True),
-    "warmup_least": (0, 2**31, True),
-    "warmup_noise": (0, 100, True),
-    "noise": (0, 100, True),
-    "noise_correlation": (0, 1, True),
-    "smoothing": (0, 1, False),
-    "floor_share": (0, 1, False),
-    "anchor": (0, 1e3, True),
-    "actor_delay": (1, 2**20, True),
-    "target_noise": (0, 100, True),
+# Least and most of each number. Networks are bounded because policies come from strangers.
+_RANGES: dict[str, tuple[float, float]] = {
+    "hidden": (1, 8192),
+    "layers": (1, 16),
+    "depths": (1, 64),
+    "tau": (0, 1),
+    "step_size": (0, 1e3),
+    "actor_lr": (0, 1),
+    "critic_lr": (0, 1),
+    "batch_size": (1, 2**20),
+    "replay_capacity": (8, 2**24),
+    "updates_per_step": (0, 1000),
+    "warmup_share": (0, 1),
+    "warmup_least": (0, 2**31),
+    "warmup_noise": (0, 100),
+    "noise": (0, 100),
+    "noise_correlation": (0, 1),
+    "anchor": (0, 1e3),
+    "actor_delay": (1, 2**20),
+    "target_noise": (0, 100),
 }
+# From 0 to below 1.
+_BELOW_ONE = ("ema", "gamma", "smoothing", "floor_share")
 
 
 @dataclass(frozen=True)
@@ -91,12 +88,14 @@ class AgentSettings:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number that no agent can work with."""
-        for name, (least, most, inclusive) in _RANGES.items():
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if not (least <= value <= most if inclusive else least <= value < most):
-                raise ValueError(
-                    f"{name} = {value}; give a number from {least} {'to' if inclusive else 'to below'} {most:g}"
-                )
+            if not least <= value <= most:
+                raise ValueError(f"{name} = {value}; give a number from {least} to {most:g}")
+        for name in _BELOW_ONE:
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} = {value}; give a number from 0 to below 1")
         for name in ("logit_bound", "grad_clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:
