@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from acodm_cli.adapters import MixedDataset, ScheduleSampler
+    from acodm_cli.runs.build import build_run
+    from acodm_cli.runs.settings import RunSettings
     from acodm_cli.schedule.schedule import Schedule
 
 __version__ = "0.1.0"
-__all__ = ["MixedDataset", "Schedule", "ScheduleSampler", "__version__"]
+__all__ = ["MixedDataset", "RunSettings", "Schedule", "ScheduleSampler", "__version__", "build_run"]
 _HOMES = {
+    "RunSettings": "acodm_cli.runs.settings",
+    "build_run": "acodm_cli.runs.build",
     "Schedule": "acodm_cli.schedule.schedule",
     "MixedDataset": "acodm_cli.adapters",
     "ScheduleSampler": "acodm_cli.adapters",

@@ -1,8 +1,8 @@
-"""Schedules in other trainers that are written in PyTorch: a sampler, and a dataset that mixes domains.
+"""A sampler, and a dataset that mixes domains, which bring a schedule into other trainers that are written in PyTorch.
 
-Both draw what acodm's own engine draws: exact counts per global batch, without replacement within an epoch of a domain, decided by the
-schedule and a seed alone. So they need no state: to resume, begin at `first_step`. Hugging Face's `Trainer` skips by itself what it has
-seen when it resumes: leave `first_step` at 0 there.
+Both draw what acodm's own engine draws: every global batch has exact counts, no sequence repeats within an epoch of its
+domain, and the schedule and a seed alone decide. So they need no state: to resume, begin at `first_step`. Hugging
+Face's `Trainer` itself skips what it has seen when it resumes; leave `first_step` at 0 there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from acodm_cli.schedule.schedule import Schedule
 
 
 class _Draws:
-    """Domain and place within it of every sequence of a run, in order."""
+    """The domain of every sequence of a run and its index within that domain, in order."""
 
     def __init__(
         self, schedule: Schedule, sizes: Mapping[str, int], steps: int, batch: int, seed: int, first_step: int
@@ -49,16 +49,18 @@ class _Draws:
 
 
 class ScheduleSampler(TorchSampler[int]):
-    """Indices into `torch.utils.data.ConcatDataset` of map-style datasets, one per domain, for a `DataLoader`.
+    """Yields indices into a `torch.utils.data.ConcatDataset` of map-style datasets, one per domain, for a `DataLoader`.
 
-    schedule: stretched over the run. sizes: domain to length, in the order of the concatenation; the schedule's domains. steps, batch:
-    optimiser steps and global batch in sequences of the run. first_step: where to begin, from 0.
+    schedule: the mixture, stretched over the run. sizes: the length of each domain's dataset, in the order of the
+    concatenation; the domains are those of the schedule. steps: optimiser steps of the run. batch: global batch in
+    sequences. first_step: the step to begin at, counted from 0.
 
-    With several ranks give all of them the same sampler and let each take its batches of every global batch, as `accelerate` does.
+    With several ranks, give all of them the same sampler and let each take its batches of every global batch, as
+    `accelerate` does.
 
     Raises:
-        ValueError: no steps, no batch, a first step outside the run, or an empty domain.
-        UsageError: other domains than the schedule's.
+        ValueError: there are no steps, no batch, or no sequences in a domain; or the first step is outside the run.
+        UsageError: the domains are not those of the schedule.
     """
 
     def __init__(
@@ -77,15 +79,17 @@ class ScheduleSampler(TorchSampler[int]):
 class MixedDataset(IterableDataset[Any]):
     """The examples of several datasets, mixed as a schedule says, for Hugging Face's `Trainer` or any `DataLoader`.
 
-    schedule: stretched over the run. datasets: domain to a map-style or an iterable dataset; map-style ones are drawn in a random order,
-    iterable ones as they come, and both begin again at their end. steps, batch: optimiser steps and global batch in sequences, that is
-    devices x per-device batch x gradient accumulation. first_step: where to begin, from 0; iterable datasets begin at their beginning all
-    the same. loader_batch: the `DataLoader`'s batch size, needed if it has several workers, of which each makes every n-th batch; then all
-    datasets must be map-style, for iterable ones divide themselves among workers.
+    schedule: the mixture, stretched over the run. datasets: a map-style or an iterable dataset for each domain.
+    Map-style ones are drawn in a random order and iterable ones as they come; both begin again at their end. steps:
+    optimiser steps of the run. batch: global batch in sequences, that is devices x per-device batch x gradient
+    accumulation. first_step: the step to begin at, counted from 0; iterable datasets begin at their beginning all the
+    same. loader_batch: the `DataLoader`'s batch size, needed if it has several workers, since each of them makes every
+    n-th batch. All datasets must then be map-style, because iterable ones divide themselves among workers.
 
     Raises:
-        ValueError: no steps, no batch, a first step outside the run, or an empty domain; while iterating, several workers that cannot be.
-        UsageError: other domains than the schedule's.
+        ValueError: there are no steps, no batch, or no examples in a domain; or the first step is outside the run.
+            While iterating: there are several workers, and an iterable dataset or no loader_batch.
+        UsageError: the domains are not those of the schedule.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class MixedDataset(IterableDataset[Any]):
         loader_batch: int | None = None,
     ) -> None:
         self.datasets = list(datasets.values())
-        # What has no length is read in its own order, whatever index is asked for.
+        # A dataset without a length is read in its own order, whatever index is asked for.
         sizes = {name: len(data) if _is_map(data) else 1 for name, data in datasets.items()}
         self.draws = _Draws(schedule, sizes, steps, batch, seed, first_step)
         self.loader_batch = loader_batch
@@ -121,12 +125,12 @@ class MixedDataset(IterableDataset[Any]):
 
 
 def _is_map(data: Any) -> bool:
-    # Every IterableDataset of PyTorch inherits __getitem__, and some have a length.
+    # The methods alone are not enough: every IterableDataset of PyTorch inherits __getitem__, and some have a length.
     return not isinstance(data, IterableDataset) and hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
 class _Repeated(Iterator[Any]):
-    """An iterable, again and again; with `set_epoch`, as datasets of Hugging Face have it, each time in another order."""
+    """Repeats an iterable without end; if it has `set_epoch`, as in Hugging Face datasets, in a new order each time."""
 
     def __init__(self, data: Any) -> None:
         self.data = data

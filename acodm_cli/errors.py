@@ -1,4 +1,4 @@
-"""The errors a user can cause or meet, each with a stable exit code.
+"""The errors that a user can cause or meet, each with a stable exit code.
 
 Every message is one line that says what is wrong and what to do next. Anything else that escapes is a bug
 in acodm and keeps its traceback.
@@ -12,25 +12,25 @@ class AcodmError(Exception):
 
 
 class UsageError(AcodmError):
-    """An option, path or corpus that cannot be used as given."""
+    """An option, path or corpus cannot be used as given."""
 
     exit_code = 2
 
 
 class ScheduleError(AcodmError):
-    """A schedule file that is unreadable, or that does not fit the corpus or model."""
+    """A schedule file is unreadable, or does not fit the corpus or model."""
 
     exit_code = 3
 
 
 class ResourceError(AcodmError):
-    """Not enough memory, or no such device."""
+    """There is not enough memory, or no such device."""
 
     exit_code = 4
 
 
 class Interrupted(AcodmError):
-    """A signal stopped the run after its state was saved.
+    """A signal stopped the run. The message says whether its state was saved.
 
     The exit code follows the shell's convention: 128 + signal number (130 for SIGINT, 143 for SIGTERM).
     """

@@ -1,31 +1,120 @@
-"""Names of what is being written, and what is said when it cannot be."""
+"""Writes files and folders that are there completely or not at all, also after a power cut, and words the errors if
+they cannot be written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import IO, Literal
 
 from acodm_cli.errors import AcodmError
 
 
 def partial_prefix(path: Path) -> str:
-    """Of the names beside a file or folder, under which it is made before it gets its own."""
+    """Returns how partial names begin: a file or folder is made under one, beside its place, before it gets its own."""
     return f".{path.name}.acodm-"
 
 
 def partials_of(path: Path) -> list[Path]:
-    """What processes that were killed have left of making it."""
+    """Returns the partial files and folders that killed processes have left of a file or folder."""
     parent = path.absolute().parent
     return [other for other in parent.iterdir() if other.name.startswith(partial_prefix(path))]
 
 
 @contextmanager
+def atomic_file(path: Path, durable: bool = True, named: Callable[[Path], Path] | None = None) -> Iterator[IO[bytes]]:
+    """Gives a file to write to. When the block ends, the file takes its place at once; if the block raises, nothing has
+    changed.
+
+    durable: whether the content and the name are on disk when the block has ended. named: returns the final path for
+    the path of the partial file, where it depends on the complete content.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=partial_prefix(path), dir=path.absolute().parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(named(partial) if named else path)
+        if durable:
+            _sync(path.absolute().parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, existing: Literal["replace", "keep"] = "replace") -> Iterator[Path]:
+    """Gives an empty folder to fill. When the block ends, it takes its place at once, durably; if the block raises,
+    nothing has changed.
+
+    existing: whether a folder that is there by then is replaced, or kept because another process has made the same one.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    parent = path.absolute().parent
+    partial = Path(tempfile.mkdtemp(prefix=partial_prefix(path), dir=parent))
+    old = parent / f"{partial_prefix(path)}old"
+    try:
+        yield partial
+        for inner in (*partial.rglob("*"), partial):
+            _sync(inner)
+        partial.chmod(0o777 & ~_umask())
+        if existing == "replace" and path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        try:
+            partial.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            if not (existing == "keep" and path.is_dir()):
+                raise
+        _sync(parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Writes the content of a file, or the names in a folder, through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # Some network file systems cannot do this for folders.
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def in_short(error: BaseException, longest: int = 200) -> str:
+    """Returns what an exception says, on one line, or the name of its type if it says nothing."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).split())[:longest] or type(error).__name__
+
+
+@contextmanager
 def cache_errors(folder: Path) -> Iterator[None]:
-    """Raises AcodmError for the OSError of writing to the cache."""
+    """Turns an OSError of writing to the cache in its block into an AcodmError."""
     try:
         yield
     except OSError as error:
         raise AcodmError(
-            f"cannot write the token cache in {folder}: {error.strerror or error}; make room or use --cache-dir"
+            f"cannot write the token cache in {folder}: {in_short(error)}; make room or use --cache-dir"
         ) from None

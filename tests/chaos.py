@@ -47,7 +47,7 @@ def finish(*arguments: object) -> None:
 def is_written(folder: Path, moment: str) -> bool:
     """Whether something of that kind is being written now."""
     if moment == "checkpoint":
-        return any((folder / "a.run").glob(".step-*.partial"))
+        return any((folder / "a.run").glob(".step-*.acodm-*"))
     return any(folder.glob(".a.*"))
 
 

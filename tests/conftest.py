@@ -13,6 +13,9 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.corpus.settings import CorpusSettings
+from acodm_cli.corpus.token_store import OnProgress
+from tests.command_line import acodm
 
 DOMAINS = ("arithmetic", "code", "prose", "tables")
 
@@ -80,6 +83,19 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
 
 
+def opened(
+    data: Path | str | None,
+    tokenizer: Path | str | None,
+    cache: Path | str | None,
+    domain_field: str | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> Corpus:
+    """A corpus, as `--data`, `--tokenizer`, `--cache-dir` and `--domain-field` name it."""
+    paths = [None if path is None else str(path) for path in (data, tokenizer, cache)]
+    settings = CorpusSettings(paths[0], paths[1], domain_field, cache_dir=paths[2])
+    return open_corpus(settings, on_progress)
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
@@ -87,7 +103,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(data: Path, tokenizer_file: Path, cache: Path) -> Corpus:
-    return open_corpus(str(data), str(tokenizer_file), str(cache))
+    return opened(data, tokenizer_file, cache)
+
+
+@pytest.fixture(scope="session")
+def small(data: Path, tokenizer_file: Path, cache: Path) -> list[object]:
+    """Options of a run that takes seconds."""
+    corpus = ["--data", data, "--tokenizer", tokenizer_file, "--cache-dir", cache]
+    return [*corpus, "--seq-len", 32, "--batch", 8, "--validation-sequences", 4, "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def proxy(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A learned schedule; tests may read it, none may change it."""
+    out = tmp_path_factory.mktemp("proxy") / "learned.parquet"
+    outcome = acodm("proxy-train", "--model", "pythia-14m", "--steps", 40, "--out", out, *small)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stdout.split() == [str(out)]
+    return out
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from acodm_cli.alignment.gram import gradient_alignment
 from acodm_cli.alignment.probe import select_layers
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.engine.loss import token_losses
-from acodm_cli.mixing.acodm.agent import Agent, actor_objective
+from acodm_cli.mixing.acodm.agent import actor_objective
+from acodm_cli.mixing.acodm.agents import make_agent
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.reward import AlignmentReward, standardise
 from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER
@@ -39,15 +40,15 @@ def test_trap_1_the_actor_is_stepped(corpus: Corpus, preset: object) -> None:
 def test_trap_2_standardised_rewards_still_move_the_actor() -> None:
     """The unweighted mean of z-scores is constant; weighted by α they favour the better domain."""
     settings = replace(BY_GRADIENT, gamma=0.0)
-    agent = Agent(4, torch.full((3,), 1 / 3), settings, seed=0)
+    agent = make_agent(4, torch.full((3,), 1 / 3), settings, seed=0)
     reward_K = torch.from_numpy(standardise(np.array([5.0, 1.0, 1.0]), np.ones(3, dtype=bool)))
     assert reward_K.mean().abs() < 1e-12
-    state_S = torch.zeros(4, dtype=torch.float64)
+    state_F = torch.zeros(4, dtype=torch.float64)
     for _ in range(32):
-        agent.replay.add(state_S, agent.act(state_S, "prior", 0.3), reward_K, state_S)
+        agent.replay.add(state_F, agent.act(state_F, "prior", 0.3), reward_K, state_F)
     for _ in range(150):
         agent.update()
-    weights_K = agent.actor(agent.normalizer(state_S))
+    weights_K = agent.actor(agent.normalizer(state_F))
     assert weights_K[0] > 0.45
     # The objective itself: a gradient toward the first domain, from values whose mean is zero.
     offsets_K = torch.zeros(1, 3, requires_grad=True)
@@ -74,15 +75,15 @@ def test_trap_4_each_domain_is_normalised_by_its_own_tokens_once(corpus: Corpus)
     summed where the layers are. (`tests/alignment/test_exact.py` has the other situations.)"""
     trainer = make_trainer(corpus, static())
     batch = trainer.sampler.draw(np.array([0.7, 0.1, 0.1, 0.1]))
-    labels_BT = batch.tokens_BS[:, 1:]
+    labels_BT = batch.tokens_BU[:, 1:]
     layers = select_layers(trainer.model, "all")
     parameters = [layer.weight for layer in layers.values()]
-    gradients_KP = domain_gradients(trainer.model, parameters, batch.tokens_BS, labels_BT, batch.domains_B, 4)
+    gradients_KP = domain_gradients(trainer.model, parameters, batch.tokens_BU, labels_BT, batch.domains_B, 4)
     probe = ExactProbe(layers, 4, halves=False)
     probe.start(0, batch.domains_B, torch.full_like(batch.domains_B, labels_BT.shape[1]))
     for rows in (slice(0, 3), slice(3, 6), slice(6, 8)):
         probe.begin(rows, labels_BT.shape[1])
-        losses_BT = token_losses(trainer.model, batch.tokens_BS[rows, :-1], labels_BT[rows])
+        losses_BT = token_losses(trainer.model, batch.tokens_BU[rows, :-1], labels_BT[rows])
         (losses_BT.sum() / labels_BT.numel()).backward()
     devices = {virtual.grad.device for virtual in probe.virtual.values() if virtual.grad is not None}
     assert devices == {layer.weight.device for layer in layers.values()}
@@ -125,12 +126,12 @@ def test_trap_6_default_layers_see_the_full_gradient(corpus: Corpus) -> None:
     found: dict[str, list[np.ndarray]] = {name: [] for name in selections}
     for _ in range(6):
         batch = trainer.sampler.draw(uniform_weights(4))
-        labels_BT = batch.tokens_BS[:, 1:]
-        everything = domain_gradients(model, list(model.parameters()), batch.tokens_BS, labels_BT, batch.domains_B, 4)
+        labels_BT = batch.tokens_BU[:, 1:]
+        everything = domain_gradients(model, list(model.parameters()), batch.tokens_BU, labels_BT, batch.domains_B, 4)
         truths.append(gradient_alignment((everything @ everything.T).numpy()))
         for name, rule in selections.items():
             weights = [layer.weight for layer in select_layers(model, rule).values()]
-            part = domain_gradients(model, weights, batch.tokens_BS, labels_BT, batch.domains_B, 4)
+            part = domain_gradients(model, weights, batch.tokens_BU, labels_BT, batch.domains_B, 4)
             found[name].append(gradient_alignment((part @ part.T).numpy()))
     truth = np.concatenate(truths)
     correlation = {name: np.corrcoef(np.concatenate(values), truth)[0, 1] for name, values in found.items()}

@@ -1,1 +1,1 @@
-"""Per-domain gradients and their Gram matrix, from one backward pass."""
+"""Estimates per-domain gradients and their Gram matrix from one backward pass."""

@@ -1,4 +1,4 @@
-"""Exact per-domain gradients of weight matrices, out of the one ordinary backward pass."""
+"""Computes exact per-domain gradients of weight matrices, in the one ordinary backward pass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from acodm_cli.alignment.probe import GradientProbe, LayerWatch
 
 
 class GroupedWeightGradient(torch.autograd.Function):
-    """Identity on y that sends Σ_{t∈g} δ_t x_tᵀ to the gradient of the virtual weights V[g]: y_t = (W + V[g(t)]) x_t.
+    """The identity on y, whose backward pass gives the virtual weights V[g] the gradient Σ_{t∈g} δ_t x_tᵀ.
 
-    y_BTO: output of the linear layer; x_BTI: its input, or the token ids [B, T] of an embedding; virtual_nOI: the (zero)
-    virtual weights, [n, V, O] for an embedding; slots_B: each sequence's group.
+    This is the gradient of V[g] in y_t = (W + V[g(t)]) x_t.
+
+    y_BTO: the output of the linear layer. x_BTI: its input, or the token ids [B, T] of an embedding. virtual_nOI: the
+    (zero) virtual weights, [n, V, O] for an embedding. slots_B: the group of each sequence.
     """
 
     @staticmethod
@@ -39,12 +41,15 @@ class GroupedWeightGradient(torch.autograd.Function):
 
 
 class ExactWatch(LayerWatch):
+    """Watches a layer by its exact gradients."""
+
     def record(self, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
         return GroupedWeightGradient.apply(y_BTO, x_BTI, self.virtual, self.slots_B)
 
 
 class ExactProbe(GradientProbe):
-    """For tests, and as the truth that estimates are compared with: takes n·P floats for P watched weights."""
+    """Computes exact gradients, for tests and as the truth that estimates are compared with. It takes n·P floats for P
+    watched weights."""
 
     reads_whole_gradients = True
 

@@ -1,8 +1,8 @@
-"""Gradient probe: watches the weight matrices of a model during its ordinary backward pass and gives the Gram matrix of
-the domains' gradients.
+"""A gradient probe watches the weight matrices of a model during its ordinary backward pass and gives the Gram matrix
+of the domains' gradients.
 
-Shape letters: B sequences, T positions, I and O a layer's input and output features, K domains, G groups. A group is
-a domain, or one half of a domain's sequences where an unbiased ‖g_i‖² is wanted. n groups that are present in a batch.
+Shape letters: B sequences, T positions, I and O a layer's input and output features, K domains, G groups, n groups that
+are present in a batch. A group is a domain, or one half of a domain's sequences where an unbiased ‖g_i‖² is wanted.
 """
 
 from __future__ import annotations
@@ -11,23 +11,20 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import MethodType
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from acodm_cli.alignment.block_sketch import BlockSketch
 from acodm_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from acodm_cli.alignment.sketch import BlockSketch
 
 Layer = nn.Linear | nn.Embedding
 LAYER_RULES = ("all", "attention", "mlp", "embedding", "unembedding")
 
 
 def select_layers(model: nn.Module, rule: str) -> dict[str, Layer]:
-    """Linear layers and the input embedding of a causal language model, by rule.
+    """Selects linear layers and the input embedding of a causal language model, and returns them by name.
 
     rule: `all`, `attention`, `mlp`, `embedding`, `unembedding`, or several of these and of module-name patterns
     (`*.mlp.*`), separated by commas.
@@ -40,7 +37,7 @@ def select_layers(model: nn.Module, rule: str) -> dict[str, Layer]:
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     known: dict[str, Layer] = {}
     for name, module in model.named_modules():
-        # A derived embedding may scale what it looks up: the gradient of its output is not that of its row.
+        # A subclass of nn.Embedding may scale what it looks up: the gradient of its output is not that of its row.
         if isinstance(module, nn.Linear) or (type(module) is nn.Embedding and module is embedding):
             known[name] = module
     selected: set[str] = set()
@@ -53,7 +50,7 @@ def select_layers(model: nn.Module, rule: str) -> dict[str, Layer]:
                 f"'{next(iter(known), '*.mlp.*')}'"
             )
         selected |= chosen
-    # A tied weight has one gradient: of all layers that use it, or of none.
+    # A tied weight has one gradient, so either all layers that use it are selected, or none.
     weights = {id(known[name].weight) for name in selected}
     selected |= {name for name, module in known.items() if id(module.weight) in weights}
     return {name: module for name, module in known.items() if name in selected}
@@ -74,10 +71,11 @@ def _matches(name: str, module: nn.Module, part: str, embedding: nn.Module | Non
 
 @dataclass(frozen=True)
 class DomainGradients:
-    """What a step's gradients say of the domains; g_i is the gradient of domain i's mean token loss.
+    """What a step's gradients say about the domains; g_i is the gradient of domain i's mean token loss.
 
-    gram_KK: H_ij = ⟨g_i, g_j⟩ of this batch, zero rows and columns for absent domains. Its diagonal holds the sampling
-    noise of the batch besides ‖g_i‖². self_K: ‖g_i‖² without it, NaN where it cannot be had. Both float64, on the host.
+    gram_KK: H_ij = ⟨g_i, g_j⟩ of this batch, with zero rows and columns for absent domains. Its diagonal holds ‖g_i‖²
+    and the sampling noise of the batch. self_K: ‖g_i‖² without the noise, NaN where it cannot be had. Both are float64,
+    on the host.
     """
 
     gram_KK: Tensor
@@ -85,10 +83,11 @@ class DomainGradients:
 
 
 class LayerWatch(ABC):
-    """What one layer needs to know of the step, kept on the layer itself: torch.compile then makes one graph for all blocks.
+    """What one layer needs to know about the step. It is kept on the layer itself, so that torch.compile makes one
+    graph for all blocks.
 
-    active: whether the layer is watched in this step. virtual: the virtual copies of its weight. slots_B: each sequence's group.
-    seq_len: positions per sequence.
+    active: whether the layer is watched in this step. virtual: the virtual copies of its weight. slots_B: the group of
+    each sequence. seq_len: the positions per sequence.
     """
 
     def __init__(self, name: str) -> None:
@@ -100,7 +99,9 @@ class LayerWatch(ABC):
 
     @abstractmethod
     def record(self, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
-        """y, with the backward pass arranged to fill the virtual copies' gradient. x: int64 token ids [B, T] for an embedding."""
+        """Returns y, and arranges that the backward pass fills the gradient of the virtual copies.
+
+        x_BTI: int64 token ids [B, T] for an embedding."""
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
         sequences = (len(self.slots_B), self.seq_len)
@@ -115,12 +116,12 @@ class LayerWatch(ABC):
 
 
 def watched_forward(layer: Layer, x: Tensor) -> Tensor:
-    """The forward of a layer that probes watch."""
+    """The forward pass of a layer that probes watch."""
     watches: list[LayerWatch] = [watch for watch in layer.acodm_watches if watch.active]  # type: ignore[union-attr]
     if not watches or not torch.is_grad_enabled():
         return type(layer).forward(layer, x)  # type: ignore[arg-type]
     if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
-        # Cast once here, so that the layer and the probe keep the same tensor for backward.
+        # The cast is done once here, so that the layer and the probe keep the same tensor for backward.
         x = x.to(torch.get_autocast_dtype(x.device.type))
     y = type(layer).forward(layer, x)  # type: ignore[arg-type]
     for watch in watches:
@@ -129,15 +130,16 @@ def watched_forward(layer: Layer, x: Tensor) -> Tensor:
 
 
 class GradientProbe(ABC):
-    """Per-domain gradients of the selected layers' weights.
+    """Computes per-domain gradients of the selected layers' weights.
 
     Every group of sequences is given its own virtual copy V[g] = 0 of a weight (or of its sketch): the forward pass is
     unchanged, and dL/dV[g] is what group g contributes to the weight's gradient. Autograd then treats it as it does any
     parameter. Layers that share a weight share its virtual copies.
 
-    Use: `start` a step; `begin` before each micro-batch's forward pass; forward and backward passes of Σ_t ce_t / N
-    over the N predicted tokens of the step; `finish` once. Outside of that (validation) it is inert. With data-parallel
-    ranks every rank starts with the same global batch, begins its own rows, and finishes with one all-reduce.
+    Use: call `start` for each step and `begin` before each micro-batch's forward pass; run the forward and backward
+    passes of Σ_t ce_t / N over the N predicted tokens of the step; call `finish` once. At other times (as in
+    validation), the probe does nothing. With data-parallel ranks, every rank starts with the same global batch, begins
+    its own rows, and finishes with one all-reduce.
     """
 
     # Whether the watched layers must run their own forward pass, the unembedding included.
@@ -146,8 +148,8 @@ class GradientProbe(ABC):
     def __init__(
         self, layers: dict[str, Layer], num_domains: int, halves: bool, device: torch.device | None = None
     ) -> None:
-        """halves: split every domain's sequences into two groups, for an unbiased ‖g_i‖². device: where the model will compute,
-        None for where its weights are now."""
+        """halves: whether every domain's sequences are split into two groups, for an unbiased ‖g_i‖². device: where the
+        model will compute, None for where its weights are now."""
         assert layers
         assert num_domains > 0
         self.layers = layers
@@ -158,7 +160,7 @@ class GradientProbe(ABC):
         # The first layer that holds a weight owns its virtual copies.
         first = {id(weight): name for name, weight in reversed(weights.items())}
         self.owner = {name: first[id(weight)] for name, weight in weights.items()}
-        # Shapes, not weights: a sharded model replaces its parameters.
+        # The probe keeps shapes, not weights: a sharded model replaces its parameters.
         self.shapes = {name: _shape(weight) for name, weight in weights.items() if self.owner[name] == name}
         self.watched = set(self.shapes)
         self.virtual: dict[str, Tensor] = {}
@@ -173,17 +175,18 @@ class GradientProbe(ABC):
 
     @abstractmethod
     def virtual_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Of one group's virtual copy of a weight of this shape."""
+        """The shape of one group's virtual copy of a weight of the given shape."""
 
     @abstractmethod
-    def make_watch(self, name: str) -> LayerWatch: ...
+    def make_watch(self, name: str) -> LayerWatch:
+        """Makes the watch of the layer with this name."""
 
     def output_sketch(self, head: nn.Module) -> BlockSketch | None:
-        """What a fused loss is to apply to the gradient of the logits, None if that is not watched."""
+        """The sketch that a fused loss must apply to the gradient of the logits, None if that is not watched."""
         return None
 
     def add_output(self, head: nn.Module, delta_BTp: Tensor, x_BTI: Tensor) -> None:
-        """From a fused loss: the sketched gradient of the logits and the hidden states."""
+        """Takes from a fused loss the sketched gradient of the logits, and the hidden states."""
         raise NotImplementedError
 
     def importance(self, name: str) -> float:
@@ -191,14 +194,14 @@ class GradientProbe(ABC):
         return 1.0
 
     def bytes_needed(self, batch: int) -> int:
-        """For a global batch of so many sequences."""
+        """The bytes that the virtual copies' gradients take for a global batch of so many sequences."""
         groups = min(batch, self.num_domains * self.halves)
         shapes = [self.virtual_shape(shape) for shape in self.shapes.values()]
         return 4 * groups * sum(rows * columns for rows, columns in shapes)
 
     def start(self, step: int, domains_B: Tensor, tokens_B: Tensor) -> None:
-        """Begin a step. domains_B: each sequence's domain; tokens_B: its predicted tokens; int64, on the host, of the
-        global batch. A domain's sequences go to its halves in turn."""
+        """Begins a step. domains_B: the domain of each sequence of the global batch. tokens_B: its predicted tokens.
+        Both are int64, on the host. The sequences of a domain go to its halves in turn."""
         seen_K = [0] * self.num_domains
         groups = []
         for domain in domains_B.tolist():
@@ -210,7 +213,7 @@ class GradientProbe(ABC):
         capacity = min(len(domains_B), self.num_domains * self.halves)
         if capacity != self.capacity:
             self.capacity = capacity
-            # One zero, expanded: a leaf of the right shape that takes no memory.
+            # One zero is expanded to a leaf of the right shape, which takes no memory.
             zero = torch.zeros((), device=self.device)
             self.virtual = {
                 name: zero.expand(capacity, *self.virtual_shape(shape)).requires_grad_()
@@ -220,18 +223,18 @@ class GradientProbe(ABC):
             virtual.grad = None
 
     def begin(self, rows: slice, seq_len: int) -> None:
-        """Announce a micro-batch: these sequences of the global batch, of so many positions."""
+        """Announces a micro-batch. rows: its sequences in the global batch. seq_len: the positions of each."""
         self.slots_B = self._slots_of_batch_B[rows].to(self.device, non_blocking=True)
         for name, watch in self.watches.items():
             watch.active = self.owner[name] in self.watched
             watch.virtual, watch.slots_B, watch.seq_len = self.virtual[self.owner[name]], self.slots_B, seq_len
 
     def finish(self) -> DomainGradients:
-        """Of the step. Waits for the device."""
+        """Ends the step and returns its gradients. It waits for the device."""
         return self.read(self.gram().cpu())
 
     def gram(self) -> Tensor:
-        """⟨S_g, S_h⟩ of the groups in the batch, on the device. [n, n]"""
+        """Stops watching until the next `begin`, and returns ⟨S_g, S_h⟩ of the batch's groups, on the device. [n, n]"""
         self.slots_B = None
         for watch in self.watches.values():
             watch.active = False
@@ -241,7 +244,7 @@ class GradientProbe(ABC):
         return gram_nn
 
     def read(self, gram_nn: Tensor) -> DomainGradients:
-        """What `gram` gave, on the host now."""
+        """Returns the gradients of the domains. gram_nn: the result of `gram`, on the host."""
         num_groups, present = len(self.tokens_G), len(self.present_n)
         gram_GG = torch.zeros(num_groups, num_groups, dtype=torch.float64)
         rows_n1 = self.present_n[:, None]
@@ -249,11 +252,11 @@ class GradientProbe(ABC):
         return domain_gradients(gram_GG, self.tokens_G.double(), self.halves)
 
     def _sums(self) -> dict[str, Tensor]:
-        """Watched weight -> what each present group contributes to its gradient. [n, P]"""
+        """Returns, for each watched weight, what each present group contributes to its gradient. [n, P]"""
         grads = {name: self.virtual[name].grad for name in self.shapes}
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return {name: grad.flatten(1) for name, grad in grads.items() if grad is not None}
-        # Every rank watches the same weights, and groups have the same slots on all; a rank may have had no row.
+        # Every rank watches the same weights, and groups have the same slots on all ranks; a rank may have had no row.
         sums = {
             name: (torch.zeros_like(self.virtual[name]) if grad is None else grad).flatten(1)
             for name, grad in grads.items()
@@ -264,7 +267,7 @@ class GradientProbe(ABC):
         return dict(zip(sums, together_nP.split([s.shape[1] for s in sums.values()], dim=1), strict=True))
 
     def remove(self) -> None:
-        """Watch no longer; layers that no probe watches are as they were."""
+        """Stops watching for good. Layers that no other probe watches are as they were before."""
         for name, layer in self.layers.items():
             layer.acodm_watches.remove(self.watches[name])  # type: ignore[union-attr, operator]
             if not layer.acodm_watches:
@@ -277,11 +280,11 @@ def _shape(weight: Tensor) -> tuple[int, int]:
 
 
 def domain_gradients(gram_GG: Tensor, tokens_G: Tensor, halves: int) -> DomainGradients:
-    """From groups to domains, and from a share of the step's loss to a domain's mean loss.
+    """Goes from groups to domains, and from shares of the step's loss to the mean loss of each domain.
 
-    gram_GG: of the groups' contributions S_g to the gradient of Σ_t ce_t / N. tokens_G: predicted tokens per group, N_g;
-    N is their sum. g_i = N/N_i Σ_{g∈i} S_g. With two halves a and b of a domain's sequences, drawn independently,
-    E⟨g_a, g_b⟩ = ‖E g_i‖², where E⟨g_i, g_i⟩ holds the variance of g_i besides.
+    gram_GG: the Gram matrix of the groups' contributions S_g to the gradient of Σ_t ce_t / N. tokens_G: the predicted
+    tokens N_g of each group; N is their sum. Then g_i = N/N_i Σ_{g∈i} S_g. With two halves a and b of a domain's
+    sequences, drawn independently, E⟨g_a, g_b⟩ = ‖E g_i‖², whereas E⟨g_i, g_i⟩ also holds the variance of g_i.
     """
     num_domains = len(tokens_G) // halves
     total = tokens_G.sum()
@@ -296,5 +299,5 @@ def domain_gradients(gram_GG: Tensor, tokens_G: Tensor, halves: int) -> DomainGr
 
 
 def _inverse(count: Tensor) -> Tensor:
-    """1/count, zero for zero."""
+    """Returns 1/count, and 0 where count is 0."""
     return torch.where(count > 0, 1 / count.clamp(min=1), 0.0)

@@ -1,79 +1,37 @@
-"""Sketched per-domain gradients: unbiased inner products of all weight matrices' gradients for the price of a glance.
+"""Sketches per-domain gradients, to get unbiased inner products of all weight matrices' gradients at little cost.
 
 For a linear layer y = W x the gradient of group g is Σ_{t∈g} δ_t x_tᵀ. Two things make its inner products cheap:
 
 - Two-sided block sketch: S_g = Σ_{t∈g} (A δ_t)(B x_t)ᵀ. A and B add up blocks of features with random signs (one pass
   of additions); a side that is small already is left as it is. E[AᵀA] = I, so E⟨S_g, S_h⟩ = ⟨g_g, g_h⟩. It is a count
-  sketch (Charikar, Chen, Farach-Colton 2002; Weinberger et al., 0902.2206) with one sign per block. The input embedding is
-  the linear layer of one-hot x.
-- Rotation: of the transformer blocks, one in `rotation` is looked at in a step, in an order drawn for each round, and what it
-  shows counts `rotation` times. The embeddings, in which most of the early gradient lies, are looked at in every step.
+  sketch (Charikar, Chen, Farach-Colton 2002; Weinberger et al., 0902.2206) with one sign per block. The input embedding
+  is the linear layer of one-hot x.
+- Rotation: a step looks at one in `rotation` of the transformer blocks, in an order drawn for each round, and what it
+  sees counts `rotation` times. Every step looks at the embeddings, in which most of the early gradient lies.
 
-Signs and order are functions of (seed, step): errors average out in the reward's moving average instead of becoming a
-bias, a resumed run draws the same, and so do data-parallel ranks.
+Signs and order depend on (seed, step) only. So errors average out in the reward's moving average instead of becoming a
+bias, and a resumed run draws the same signs and order, as do data-parallel ranks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from acodm_cli.alignment.block_sketch import BlockSketch, num_blocks
 from acodm_cli.alignment.probe import GradientProbe, Layer, LayerWatch
 
 
-@dataclass(frozen=True)
-class SketchSettings:
-    """size: features kept per side of a weight (p and q). rotation: one transformer block in so many per step."""
-
-    size: int = 64
-    rotation: int = 1
-
-
-@dataclass(frozen=True)
-class BlockSketch:
-    """A random [size, F] matrix with E[AᵀA] = I: features cut into J blocks of `size`, added up with a sign each.
-
-    Features that meet in a bucket lie in different blocks, whose signs are independent. One sign per block, and not per
-    feature, makes it a product of a vector and a matrix, without a temporary. No signs: F ≤ size, left as it is.
-    """
-
-    signs_J: Tensor
-    size: int
-
-    def __call__(self, x_F: Tensor) -> Tensor:
-        """[..., F] -> [..., size], fp32"""
-        if not len(self.signs_J):
-            return x_F.float()
-        padded = F.pad(x_F, (0, -x_F.shape[-1] % self.size)) if x_F.shape[-1] % self.size else x_F
-        return (self.signs_J.to(x_F.dtype) @ padded.unflatten(-1, (-1, self.size))).float()
-
-    def width(self, features: int) -> int:
-        return min(features, self.size)
-
-    def of_one_hot(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The (bucket, sign) that a one-hot vector goes to; both in the shape of index."""
-        if not len(self.signs_J):
-            return index, torch.ones_like(index, dtype=torch.float32)
-        return index % self.size, self.signs_J[index // self.size]
-
-
-def num_blocks(features: int, size: int) -> int:
-    """Blocks of `size` features that are added up; 0 if the side is small enough to be left as it is."""
-    return 0 if features <= size else -(-features // size)
-
-
 def sums_by_group(delta_BTp: Tensor, x_BTq: Tensor, slots_B: Tensor, num_slots: int) -> Tensor:
-    """Σ_{t∈g} δ_t x_tᵀ. [n, p, q]"""
+    """Returns Σ_{t∈g} δ_t x_tᵀ for each group g. [n, p, q]"""
     sketch_Bpq = torch.bmm(delta_BTp.transpose(1, 2), x_BTq)
     return sketch_Bpq.new_zeros(num_slots, *sketch_Bpq.shape[1:]).index_add_(0, slots_B, sketch_Bpq)
 
 
 class SketchedWeightGradient(torch.autograd.Function):
-    """Identity on y that sends the sketch S_g to the gradient of the virtual weights [n, p, q].
+    """The identity on y, whose backward pass gives the virtual weights [n, p, q] the sketch S_g as their gradient.
 
     y = (W + Aᵀ V[g] B) x with V = 0 has dL/dV[g] = A (Σ_{t∈g} δ_t x_tᵀ) Bᵀ = S_g.
     """
@@ -95,7 +53,8 @@ class SketchedWeightGradient(torch.autograd.Function):
 
 
 class SketchedEmbeddingGradient(torch.autograd.Function):
-    """The same for y = Wᵀ onehot(id): signs_J is of the vocabulary, signs_L of the hidden size."""
+    """Does for an embedding y = Wᵀ onehot(id) what `SketchedWeightGradient` does for a linear layer. signs_J: the signs
+    of the vocabulary. signs_L: the signs of the hidden size."""
 
     @staticmethod
     def forward(
@@ -118,7 +77,7 @@ class SketchedEmbeddingGradient(torch.autograd.Function):
 
 
 class SketchWatch(LayerWatch):
-    """signs: of the output and the input side."""
+    """Watches a layer by a sketch of its gradients. signs: those of its weight's two sides, rows and columns."""
 
     def __init__(self, name: str, size: int) -> None:
         super().__init__(name)
@@ -131,7 +90,7 @@ class SketchWatch(LayerWatch):
 
 
 class SketchProbe(GradientProbe):
-    """Takes n·p·q floats per weight; the default."""
+    """Estimates gradients by sketches, the default. It takes n·p·q floats per weight."""
 
     reads_whole_gradients = False
 
@@ -141,25 +100,28 @@ class SketchProbe(GradientProbe):
         num_domains: int,
         halves: bool,
         seed: int,
-        settings: SketchSettings,
+        size: int = 64,
+        rotation: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self.settings = settings
+        """seed: decides signs and order. size: the features kept per side of a weight (p and q). rotation: one
+        transformer block in so many is looked at per step. The other arguments are those of `GradientProbe`."""
+        self.size, self.rotation = size, rotation
         self.seed = seed
         super().__init__(layers, num_domains, halves, device)
         self.signs = torch.Generator(self.device)
-        # The output and input side of each weight; their signs are drawn as one vector per step.
+        # The signs of all weights' two sides are drawn as one vector per step.
         self._sides = [(name, side) for name in self.shapes for side in (0, 1)]
-        self._lengths = [num_blocks(self.shapes[name][side], settings.size) for name, side in self._sides]
+        self._lengths = [num_blocks(self.shapes[name][side], size) for name, side in self._sides]
         self._signs: dict[tuple[str, int], Tensor] = {}
         self._block = {name: _block_number(name) for name in self.shapes}
 
     def virtual_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        p, q = (min(features, self.settings.size) for features in shape)
+        p, q = (min(features, self.size) for features in shape)
         return p, q
 
     def importance(self, name: str) -> float:
-        return 1.0 if self._block[name] is None else float(self.settings.rotation)
+        return 1.0 if self._block[name] is None else float(self.rotation)
 
     def start(self, step: int, domains_B: Tensor, tokens_B: Tensor) -> None:
         super().start(step, domains_B, tokens_B)
@@ -178,8 +140,9 @@ class SketchProbe(GradientProbe):
         return (self.seed * 1_000_003 + number) % 2**63
 
     def _blocks_of(self, step: int) -> set[int]:
-        """Each block in one step of every round of `rotation` steps, each with probability 1/rotation in any one step."""
-        rotation = self.settings.rotation
+        """Returns the blocks that a step looks at: each block is in one step of every round of `rotation` steps, and in
+        any one step with probability 1/rotation."""
+        rotation = self.rotation
         blocks = sorted({block for block in self._block.values() if block is not None})
         places: list[int | None] = [*blocks, *[None] * (-len(blocks) % rotation)]
         order = torch.randperm(len(places), generator=torch.Generator().manual_seed(self._seed_of(step // rotation)))
@@ -187,26 +150,26 @@ class SketchProbe(GradientProbe):
         return {block for block in chosen if block is not None}
 
     def make_watch(self, name: str) -> LayerWatch:
-        return SketchWatch(name, self.settings.size)
+        return SketchWatch(name, self.size)
 
     def _owner_of(self, head: nn.Module) -> str | None:
         return next((self.owner[name] for name, layer in self.layers.items() if layer is head), None)
 
     def output_sketch(self, head: nn.Module) -> BlockSketch | None:
         name = self._owner_of(head)
-        return BlockSketch(self._signs[name, 0], self.settings.size) if name and self.slots_B is not None else None
+        return BlockSketch(self._signs[name, 0], self.size) if name and self.slots_B is not None else None
 
     def add_output(self, head: nn.Module, delta_BTp: Tensor, x_BTI: Tensor) -> None:
         name = self._owner_of(head)
         assert name is not None
         assert self.slots_B is not None
         with torch.autocast(self.device.type, enabled=False):
-            x_BTq = BlockSketch(self._signs[name, 1], self.settings.size)(x_BTI)
+            x_BTq = BlockSketch(self._signs[name, 1], self.size)(x_BTI)
             found_npq = sums_by_group(delta_BTp, x_BTq, self.slots_B, self.capacity)
         virtual = self.virtual[name]
         virtual.grad = found_npq if virtual.grad is None else virtual.grad + found_npq
 
 
 def _block_number(name: str) -> int | None:
-    """`gpt_neox.layers.3.mlp.dense_h_to_4h` -> 3; None for what lies outside of the blocks."""
+    """The number of a layer's block: 3 for `gpt_neox.layers.3.mlp.dense_h_to_4h`, None for a layer outside of any."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)

@@ -1,8 +1,8 @@
-"""`acodm inspect --export`: a schedule in the syntax of another trainer, with a report of what that trainer will make of it."""
+"""`acodm inspect --export`: writes a schedule in the syntax of a trainer, and reports what the trainer makes of it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from acodm_cli.commands.inspect_settings import InspectSettings
 from acodm_cli.display.style import printable
 from acodm_cli.errors import UsageError
 from acodm_cli.exports.catalog import exporter
@@ -17,17 +18,14 @@ from acodm_cli.exports.plan import Plan, Target
 from acodm_cli.schedule.measures import l1
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.schedule.stages import find_stages, mean_divergence
+from acodm_cli.writing import atomic_file, in_short
 
-if TYPE_CHECKING:
-    from acodm_cli.commands.inspect import InspectSettings
-
-
-# A change of a share below this is not seen in percents with two digits.
+# A smaller change of a share is not seen in percentages with two decimals.
 VISIBLE = 5e-5
 
 
 def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None:
-    """Write the files; print the report to stderr and the paths to stdout.
+    """Writes the files, and prints the report to stderr and the paths to stdout. name: what the schedule is called.
 
     Raises:
         UsageError: the run of the target is not known, its trainer cannot do it, or a file is in the way.
@@ -46,9 +44,10 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
     try:
         for path, text in zip(paths, export.files.values(), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            with atomic_file(path) as file:
+                file.write(text.encode())
     except OSError as error:
-        raise UsageError(f"cannot write to {settings.out}: {error.strerror}; choose another --out") from None
+        raise UsageError(f"cannot write to {settings.out}: {in_short(error)}; choose another --out") from None
     console = Console(stderr=True, highlight=False, markup=False)
     _report(console, schedule, plan, module.realised(export.files, plan), module.TRAINER)
     for note in export.notes:
@@ -57,12 +56,14 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
 
 
 def _target(schedule: Schedule, settings: InspectSettings) -> Target:
-    """The target's run: as given, else the schedule's own."""
-    values: dict[str, Any] = {}
-    for name in ("steps", "batch", "seq_len"):
-        given = getattr(settings, f"target_{name}")
-        values[name] = given if given is not None else schedule.info.get(name)
-    missing = [name for name, value in values.items() if type(value) is not int or not 1 <= value <= 2**40]
+    """Returns the target's run: what the user gave of it, and the rest as in the schedule's own run."""
+    run = schedule.run
+    values: dict[str, Any] = {
+        "steps": settings.target_steps or run.steps,
+        "batch": settings.target_batch or run.batch,
+        "seq_len": settings.target_seq_len or run.seq_len,
+    }
+    missing = [name for name, value in values.items() if value is None]
     if missing:
         options = " and ".join(f"--target-{name.replace('_', '-')}" for name in missing)
         raise UsageError(f"the schedule does not say what run the target is; give {options}")
@@ -72,7 +73,8 @@ def _target(schedule: Schedule, settings: InspectSettings) -> Target:
 
 
 def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.ndarray, trainer: str) -> None:
-    """Stages: where they begin, from 0; how far in L1 the trainer's rounding is from them, and which domain it changes most."""
+    """Prints where each stage begins (from 0), how far in L1 the trainer's rounding is from it, and which domain the
+    rounding changes most. realised_NK: the weights after rounding, N stages."""
     target, asked_NK = plan.target, plan.weights_NK
     table = Table(
         box=box.SIMPLE_HEAD,

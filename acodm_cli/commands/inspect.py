@@ -1,13 +1,12 @@
-"""`acodm inspect`: show, compare, compose and export schedules. Never imports torch."""
+"""`acodm inspect`: shows, compares, composes and exports schedules. It never imports torch."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import json
-import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +14,27 @@ import numpy as np
 from rich.console import Console
 
 from acodm_cli.commands.export import run_export
-from acodm_cli.config import ExportName, PlotName
-from acodm_cli.display import facts as of
+from acodm_cli.commands.inspect_settings import InspectSettings
+from acodm_cli.display import facts
 from acodm_cli.display.inspect import View, domain_order, print_views
-from acodm_cli.display.series import COLUMNS, chosen
+from acodm_cli.display.series import PLOTS, chosen, plot_of
 from acodm_cli.display.style import printable
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule import compose
 from acodm_cli.schedule.schedule import Schedule
+from acodm_cli.writing import atomic_file, in_short
 
-# More than these a page does not show, and it stays small enough to mail.
+# The points of a curve on a page. It could not show more, and so it stays small enough to mail.
 HTML_POINTS = 400
 
 
-@dataclass(frozen=True)
-class InspectSettings:
-    """The options of the command, as given."""
-
-    schedules: list[str]
-    plot: PlotName
-    domains: str | None
-    steps: str | None
-    every: int
-    average: bool
-    smooth: int
-    merge: bool
-    json: bool
-    csv: bool
-    plain: bool
-    image: Path | None
-    html: Path | None
-    out: Path | None
-    force: bool
-    export: ExportName | None
-    stages: int
-    target_steps: int | None
-    target_batch: int | None
-    target_seq_len: int | None
-    target_path: str
-
-
 def run_inspect(settings: InspectSettings) -> None:
-    """Raises: UsageError, ScheduleError."""
+    """Shows or writes what the settings ask for.
+
+    Raises:
+        UsageError: the settings contradict each other or do not fit the schedules, or a file cannot be written.
+        ScheduleError: a schedule cannot be read.
+    """
     _check(settings)
     views = _views(settings)
     if settings.export is not None:
@@ -69,13 +47,13 @@ def run_inspect(settings: InspectSettings) -> None:
     if settings.image is not None:
         _write_image(views, settings, settings.image)
     if settings.html is not None:
-        _write_html(views, settings.html)
+        _write_html(views, settings.plot, settings.html)
     if settings.out is not None:
         views[0].schedule.write(settings.out)
     if settings.json:
         values = [view.facts for view in views]
         values = [value | _compared(views[0], view) for value, view in zip(values, views, strict=True)]
-        print(json.dumps(_finite(values[0] if len(values) == 1 else values), indent=1, allow_nan=False))  # noqa: T201
+        print(json.dumps(facts.json_value(values[0] if len(values) == 1 else values), indent=1, allow_nan=False))  # noqa: T201
     elif settings.csv:
         _print_csv(views, settings.plot)
     elif settings.plain:
@@ -106,11 +84,11 @@ def _check(settings: InspectSettings) -> None:
 
 
 def _views(settings: InspectSettings) -> list[View]:
-    """Read, composed and cut as asked."""
+    """Returns the schedules, read, composed and cut as the settings ask."""
     s = settings
     everything = s.out is not None and s.export is None
-    plots = list(COLUMNS) if s.html is not None else [s.plot]
-    columns = None if everything else {*of.COLUMNS, *(name for plot in plots for name in COLUMNS[plot])}
+    plots = [s.plot, *(PLOTS if s.html is not None else ())]
+    columns = None if everything else {*facts.COLUMNS, *(name for plot in plots for name in plot_of(plot).columns)}
     runs = [Schedule.load(source, columns) for source in s.schedules]
     first, last = _range(s.steps)
     if s.steps is not None:
@@ -155,20 +133,11 @@ def _range(text: str | None) -> tuple[int | None, int | None]:
 
 
 def _compared(first: View, view: View) -> dict[str, Any]:
-    return {} if view is first else {"distance_to_first": of.distances(first.schedule, view.schedule)}
+    return {} if view is first else {"distance_to_first": facts.distances(first.schedule, view.schedule)}
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinities: null."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _print_csv(views: list[View], what: PlotName) -> None:
-    """A row per step, a column per domain; of several schedules, their names first, and all of their domains."""
+def _print_csv(views: list[View], what: str) -> None:
+    """Prints a row per step and a column per domain of any view. With several views, a first column names the view."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     order = domain_order(views)
     all_curves = [view.curves(what, len(view.schedule), order) for view in views]
@@ -184,7 +153,7 @@ def _print_csv(views: list[View], what: PlotName) -> None:
 
 
 def _print_plain(views: list[View]) -> None:
-    """Tab-separated, one line per schedule and domain."""
+    """Prints one tab-separated line per schedule and domain."""
     names = ("start", "end", "mean", "min", "max", "samples", "tokens", "epochs", "first_validation_loss", "last_validation_loss")  # fmt: skip
     writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
     writer.writerow(["schedule", "domain", *names])
@@ -207,19 +176,21 @@ def _write_image(views: list[View], settings: InspectSettings, path: Path) -> No
     write_image(views, settings.plot, path)
 
 
-def _write_html(views: list[View], path: Path) -> None:
-    """All plots that there are numbers for."""
-    from acodm_cli.display.html import Run, page
+def _write_html(views: list[View], plot: str, path: Path) -> None:
+    """Writes a page with all plots that there are numbers for, and the one that was asked for."""
+    from acodm_cli.display.html import PageEntry, page
 
-    runs = []
+    entries = []
     for view in views:
         curves = []
-        for what in COLUMNS:
+        for what in dict.fromkeys([*PLOTS, plot]):
             # Not everything is recorded by every mixer.
             with contextlib.suppress(UsageError):
                 curves.append(view.curves(what, HTML_POINTS, domain_order(views)))
-        runs.append(Run(view.label, view.facts, curves))
+        distance = None if view is views[0] else facts.distances(views[0].schedule, view.schedule)["l1"]
+        entries.append(PageEntry(view.label, view.schedule.run, view.facts, curves, distance))
     try:
-        path.write_text(page(" and ".join(view.label for view in views), runs), encoding="utf-8")
+        with atomic_file(path) as file:
+            file.write(page(" and ".join(view.label for view in views), entries).encode())
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose another --html") from None
+        raise UsageError(f"cannot write {path}: {in_short(error)}; choose another --html") from None

@@ -1,4 +1,7 @@
-"""`--nproc N`: N ranks on this machine, as children of this process. What torchrun does, with our own exit codes and errors."""
+"""`--nproc N`: starts N ranks on this machine, as children of this process.
+
+torchrun does the same; this has acodm's own exit codes and errors.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from types import FrameType
 
 from acodm_cli.errors import UsageError
 
-# When a rank has failed, how long the others have to notice and to say why.
+# When a rank has failed, the others have so long to notice and to say why.
 GRACE_SECONDS = 15.0
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
 def run_ranks(count: int, arguments: list[str]) -> int:
-    """Runs `acodm arguments` (less --nproc) in `count` ranks. Signals go on to them. Returns the exit code of the run.
+    """Runs `acodm arguments` (without --nproc) in `count` ranks, and passes signals on to them. Returns the exit code
+    of the run.
 
     Raises:
         UsageError: this process is a rank itself.
@@ -31,13 +35,13 @@ def run_ranks(count: int, arguments: list[str]) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # As torchrun does: ranks that each take all cores would be in each other's way.
+    # torchrun does the same. Ranks that each take all cores would be in each other's way.
     common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "acodm_cli", *arguments],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            start_new_session=True,  # a terminal's Ctrl-C reaches them through us, once
+            start_new_session=True,  # a terminal's Ctrl-C reaches them once, through us
             preexec_fn=_end_with_parent,
         )
         for rank in range(count)
@@ -60,7 +64,7 @@ def run_ranks(count: int, arguments: list[str]) -> int:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
-    """The first rank's exit code, or if it ended well that of the first that did not."""
+    """Returns 0 if all ranks ended well, else the exit code of the first rank that did not."""
     deadline = None
     while any(rank.poll() is None for rank in ranks):
         if deadline is None and any(rank.poll() for rank in ranks):
@@ -86,6 +90,6 @@ def _without_nproc(arguments: list[str]) -> list[str]:
 
 
 def _end_with_parent() -> None:
-    """In the child: when we are killed, it is asked to stop, and saves. Linux only; elsewhere it runs on."""
+    """Runs in the child: if this process is killed, the child is told to stop, and saves. Only Linux can do this."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)

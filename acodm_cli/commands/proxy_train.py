@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shlex
 
-from acodm_cli.commands.files import RunFiles
-from acodm_cli.commands.run import carry_out
-from acodm_cli.config import RunSettings
+from acodm_cli.commands.train import carry_out
+from acodm_cli.corpus.settings import CorpusSettings
 from acodm_cli.display.progress import make_console
+from acodm_cli.runs.settings import RunSettings, StartSettings
+from acodm_cli.settings import declared
 
 
-def run_proxy_train(settings: RunSettings, out: Path, resuming: bool, force: bool, dry: bool) -> None:
-    if not carry_out(settings, RunFiles(out), None, resuming, force, dry):
+def run_proxy_train(settings: RunSettings, start: StartSettings) -> None:
+    """Carries the run out, and prints what to do next."""
+    if not carry_out(settings, start, None):
         return
-    target = ["acodm apply", f"--schedule {out}", f"--model {_larger(settings.model)}"]
-    for name in ("data", "tokenizer", "domain_field", "domain_tokens"):
-        if (value := getattr(settings, name)) is not None:
-            target.append(f"--{name.replace('_', '-')} {value}")
-    if settings.text_field != "text":
-        target.append(f"--text-field {settings.text_field}")
-    make_console().print(
-        f"\nlook at it:  acodm inspect {out}\nuse it:      {' '.join(target)}", highlight=False, soft_wrap=True
-    )
-    print(out)  # noqa: T201 - the result, for scripts
+    target = ["acodm", "apply", "--schedule", str(start.out), "--model", _larger(settings.model)]
+    for name, each in declared(CorpusSettings).items():
+        if (value := getattr(settings, name)) != each.default and name != "cache_dir":
+            target += [str(each.option), str(value)]
+    look = shlex.join(["acodm", "inspect", str(start.out)])
+    make_console().print(f"\nlook at it:  {look}\nuse it:      {shlex.join(target)}", highlight=False, soft_wrap=True)
+    print(start.out)  # noqa: T201 - the result, for scripts
 
 
 def _larger(model: str) -> str:
-    """A target for the hint: the model a proxy of this size would be for."""
+    """Returns a target for the hint: a model that a proxy of this size would be for."""
     targets = {
         "pythia-14m": "pythia-31m",
         "pythia-31m": "pythia-70m",

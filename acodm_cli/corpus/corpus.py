@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from acodm_cli.corpus.embedded import embedded_corpus
 from acodm_cli.corpus.readers import PLAIN, Fields, is_unicode
+from acodm_cli.corpus.settings import CorpusSettings
 from acodm_cli.corpus.sources import CorpusPlan, plan_corpus
 from acodm_cli.corpus.token_store import DomainStore, OnProgress, open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
@@ -22,8 +23,11 @@ from acodm_cli.writing import cache_errors
 
 @dataclass(frozen=True)
 class Corpus:
-    """name: for people. domains: in order; this order is that of every [K] in a run. weights: prior of each domain, as the
-    manifest gives it, not normalised; empty if it does not. upsampling: how often a domain's tokens count, 1 if not named."""
+    """Domains of tokens, and the tokenizer that made them.
+
+    name: the name that people see. domains: in the order of every [K] in a run. weights: the prior weight of each
+    domain as the manifest gives it, not normalised; empty if it gives none. upsampling: how often the tokens of a
+    domain count; they count once if the domain is not named."""
 
     name: str
     tokenizer: Tokenizer
@@ -33,26 +37,27 @@ class Corpus:
 
     @property
     def names(self) -> list[str]:
+        """The names of the domains, in order."""
         return [domain.name for domain in self.domains]
 
     @property
     def tokens_K(self) -> NDArray[np.float64]:
-        """Training tokens per domain."""
+        """The number of training tokens per domain."""
         return np.array([len(domain.train) for domain in self.domains], dtype=np.float64)
 
     @property
     def upsampled_tokens_K(self) -> NDArray[np.float64]:
-        """Training tokens per domain, times how often they count."""
+        """The number of training tokens per domain, times how often they count."""
         return self.tokens_K * np.array([self.upsampling.get(name, 1.0) for name in self.names])
 
     @property
     def fingerprint(self) -> str:
-        """Of the domains' names and tokens, however they are stored and ordered."""
+        """A hash of the domains' names and tokens. It does not depend on how they are stored or ordered."""
         parts = sorted(f"{domain.name}={domain.key}" for domain in self.domains)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def check_sequences(self, seq_len: int) -> None:
-        """Raises UsageError if a domain's split has less than one sequence of seq_len + 1 tokens."""
+        """Raises UsageError if a split of a domain is shorter than one sequence of seq_len + 1 tokens."""
         for domain in self.domains:
             for split, store in (("training", domain.train), ("validation", domain.validation)):
                 if store.num_sequences(seq_len) < 1:
@@ -62,11 +67,13 @@ class Corpus:
                     )
 
     def in_order_of(self, names: list[str], mapping: dict[str, str] | None = None) -> Corpus:
-        """The same corpus with its domains in a schedule's order. mapping: what domains of the schedule are called here.
+        """Returns the same corpus with its domains in the order of a schedule.
+
+        names: the domains of the schedule. mapping: from a domain's name in the schedule to its name in the corpus.
 
         Raises:
-            ScheduleError: the schedule's domains are not the corpus's.
-            UsageError: the mapping is of domains that do not exist.
+            ScheduleError: the domains of the schedule are not those of the corpus.
+            UsageError: the mapping names a domain that does not exist, or sends two domains to the same one.
         """
         mapping = mapping or {}
         for old, new in mapping.items():
@@ -91,42 +98,36 @@ class Corpus:
 
 
 def cache_folder(cache_dir: str | None) -> Path:
+    """The folder of the cache. cache_dir: --cache-dir, None for the user cache folder."""
     return Path(cache_dir).expanduser() if cache_dir else Path(platformdirs.user_cache_dir("acodm"))
 
 
 def cached_bytes(cache: Path) -> int:
-    """Of all token stores."""
+    """The size of all token stores in the cache, in bytes."""
     return sum(path.stat().st_size for path in (cache / "tokens").glob("*/*.bin"))
 
 
-def open_corpus(
-    data: str | None,
-    tokenizer: str | None,
-    cache_dir: str | None,
-    on_progress: OnProgress = lambda *_: None,
-    fields: Fields = PLAIN,
-    domain_tokens: int | None = None,
-) -> Corpus:
-    """The corpus of --data (see `sources`), or the embedded default corpus. domain_tokens: budget per domain of a hub dataset.
+def open_corpus(settings: CorpusSettings, on_progress: OnProgress = lambda *_: None) -> Corpus:
+    """Opens the corpus of --data (see `sources`), or the embedded default corpus. on_progress: told of tokenisation.
 
     Raises:
         UsageError: the data or the tokenizer cannot be used as given.
         AcodmError: the cache cannot be written.
     """
-    cache = cache_folder(cache_dir)
-    if data is None:
+    cache = cache_folder(settings.cache_dir)
+    if settings.data is None:
         with cache_errors(cache):
             folder, own_tokenizer = embedded_corpus(cache, on_progress)
         plan = replace(plan_corpus(str(folder), PLAIN), name="embedded")
-        loaded = load_tokenizer(tokenizer or str(own_tokenizer))
+        tokenizer = load_tokenizer(settings.tokenizer or str(own_tokenizer))
     else:
-        plan = plan_corpus(data, fields, domain_tokens)
-        if tokenizer is None:
+        plan = plan_corpus(settings.data, Fields(settings.text_field, settings.domain_field), settings.domain_tokens)
+        if settings.tokenizer is None:
             raise UsageError("--data needs --tokenizer: a tokenizer.json or a hub name such as EleutherAI/gpt-neox-20b")
-        loaded = load_tokenizer(tokenizer)
-    domains = [domain for source in plan.sources for domain in open_source(source, loaded, cache, on_progress)]
+        tokenizer = load_tokenizer(settings.tokenizer)
+    domains = [domain for source in plan.sources for domain in open_source(source, tokenizer, cache, on_progress)]
     _check_domains(plan, domains)
-    return Corpus(plan.name, loaded, domains, plan.weights, plan.upsampling)
+    return Corpus(plan.name, tokenizer, domains, plan.weights, plan.upsampling)
 
 
 def _check_domains(plan: CorpusPlan, domains: list[DomainStore]) -> None:

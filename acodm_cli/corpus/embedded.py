@@ -1,8 +1,8 @@
 """The embedded default corpus: text that every installation of acodm already has, and a tokenizer trained on it.
 
-It is for a first look without data or network: ten domains of code, prose, tables and generated arithmetic that a
-small model learns at very different speeds. Only files of this Python's standard library and of the packages that
-acodm and its tests depend on are read. It is written once to the cache as a folder of JSONL files, and from there on it is
+It is for a first look without data or network: ten domains of code, prose, tables and generated arithmetic that a small
+model learns at very different speeds. Only files of this Python's standard library and of the packages that acodm and
+its tests depend on are read. The corpus is written once to the cache as a folder of JSONL files, and from then on it is
 a corpus like any other.
 
 | domain | text |
@@ -26,10 +26,8 @@ import hashlib
 import json
 import pydoc_data.topics
 import random
-import shutil
 import sys
 import sysconfig
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
 from importlib import metadata, util
@@ -39,6 +37,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from acodm_cli.corpus.token_store import OnProgress
+from acodm_cli.writing import atomic_folder
 
 CORPUS_VERSION = 1
 VOCAB_SIZE = 4096
@@ -49,7 +48,7 @@ _PACKAGES = ("torch", "transformers", "pyarrow", "pandas", "sympy", "networkx", 
 
 
 def embedded_corpus(cache: Path, on_progress: OnProgress) -> tuple[Path, Path]:
-    """Folder of the corpus and path of its tokenizer.json, made in the cache if they are not there.
+    """Returns the folder of the corpus and the path of its tokenizer.json, which it makes in the cache if need be.
 
     Raises:
         OSError: the cache cannot be written.
@@ -58,21 +57,13 @@ def embedded_corpus(cache: Path, on_progress: OnProgress) -> tuple[Path, Path]:
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".building.", dir=folder.parent))
-        try:
+        with atomic_folder(folder, existing="keep") as partial:
             _write_corpus(partial, on_progress)
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not tokenizer.is_file():  # else another process was faster
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return folder, tokenizer
 
 
 def _environment_key() -> str:
-    """The same packages give the same corpus."""
+    """A hash of all versions that decide the corpus: those of its recipe, of Python, and of the packages."""
     versions = [f"{name}={_version(name)}" for name in _PACKAGES]
     parts = [str(CORPUS_VERSION), sys.version, *versions]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -91,8 +82,8 @@ def _write_corpus(folder: Path, on_progress: OnProgress) -> None:
     for name, documents in _DOMAINS.items():
         texts = _take(documents(), seen, lambda done, name=name: on_progress(name, done, DOMAIN_BYTES))  # type: ignore[misc]
         if sum(len(text) for text in texts) < LEAST_DOMAIN_BYTES:
-            continue  # this installation has no such text (a Python without headers, say)
-        # Sources come in order of path; a fixed shuffle makes any part of the file like any other.
+            continue  # this installation has no such text (for example, a Python without headers)
+        # Texts come in the order of their paths; a fixed shuffle makes any part of the file like any other.
         random.Random(CORPUS_VERSION).shuffle(texts)
         (folder / name).mkdir()
         with (folder / name / "train.jsonl").open("w", encoding="utf-8") as file:
@@ -102,7 +93,9 @@ def _write_corpus(folder: Path, on_progress: OnProgress) -> None:
 
 
 def _take(documents: Iterator[str], seen: set[bytes], on_bytes: Callable[[int], None]) -> list[str]:
-    """Distinct documents up to DOMAIN_BYTES characters, each cut to DOCUMENT_CHARACTERS."""
+    """Takes distinct documents, each cut to DOCUMENT_CHARACTERS, until they have DOMAIN_BYTES characters together.
+
+    seen: the hashes of all documents that were taken so far. on_bytes: told how much was taken."""
     texts, total = [], 0
     for document in documents:
         text = document.strip()[:DOCUMENT_CHARACTERS]
@@ -130,7 +123,7 @@ def _head(texts: list[str], characters: int) -> list[str]:
 
 
 def train_tokenizer(samples: list[str]) -> tokenizers.Tokenizer:
-    """A byte-level BPE of VOCAB_SIZE tokens."""
+    """Trains a byte-level BPE tokenizer of VOCAB_SIZE tokens."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -155,7 +148,7 @@ def _package_folder(package: str) -> Path | None:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...], tests: bool | None = None) -> Iterator[str]:
-    """Texts of a package's files in order of path. tests: only tests, no tests, or both (None)."""
+    """Yields the texts of a package's files in order of path. tests: only tests, no tests, or both (None)."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if path.suffix not in suffixes or "site-packages" in relative.parts:
@@ -167,11 +160,11 @@ def _files(folder: Path, suffixes: tuple[str, ...], tests: bool | None = None) -
         try:
             yield path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
-            continue  # not text, or not ours to read
+            continue  # the file is not text, or we may not read it
 
 
 def _package_files(packages: tuple[str, ...], suffixes: tuple[str, ...], tests: bool | None = None) -> Iterator[str]:
-    """Files of several packages, taken in turn, so that a cut leaves some of each."""
+    """Yields files of several packages in turn, so that a cut leaves some of each package."""
     folders = [folder for package in packages if (folder := _package_folder(package)) is not None]
     streams = [_files(folder, suffixes, tests) for folder in folders]
     while streams:
@@ -188,7 +181,7 @@ def _stdlib_python() -> Iterator[str]:
 
 
 def _docstrings() -> Iterator[str]:
-    """All docstrings of a module, joined: prose about mathematics, graphs and tables."""
+    """Yields the joined docstrings of each module: prose about mathematics, graphs and tables."""
     for text in _package_files(("sympy", "networkx", "pandas", "numpy"), (".py",), tests=False):
         try:
             tree = ast.parse(text)
@@ -200,7 +193,8 @@ def _docstrings() -> Iterator[str]:
 
 
 def _dependencies() -> list[metadata.Distribution]:
-    """acodm's dependencies, some of its tests', and theirs, in order of name, found from installed metadata."""
+    """Finds, in installed metadata, acodm's dependencies, some of its tests', and all that these need. They are in
+    order of name."""
     found: dict[str, metadata.Distribution] = {}
     queue = [*_PACKAGES, "datasets", "typer", "rich", "duckdb", "polars"]
     while queue:
@@ -236,7 +230,7 @@ def _licences() -> Iterator[str]:
                     text = "" if path.is_symlink() else path.read_text(encoding="utf-8")
                 except (UnicodeDecodeError, OSError):
                     continue
-                # Collections of licences are one file of megabytes.
+                # A collection of licences is one file of megabytes, so long texts are cut into several documents.
                 for start in range(0, len(text), 8000):
                     yield text[start : start + 8000]
 

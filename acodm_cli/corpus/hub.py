@@ -1,12 +1,11 @@
-"""Documents of a Hugging Face dataset, streamed with `datasets`: neither the hub's files nor the text are kept whole.
+"""Streams the documents of a Hugging Face dataset with `datasets`: neither the hub's files nor the text are kept whole.
 
-Datasets that are code are refused by `datasets` itself; nothing of a stranger is run.
+`datasets` itself refuses datasets that are code, so no stranger's code is run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import Any
 from acodm_cli.corpus.readers import Document, document_of, parquet_batches
 from acodm_cli.corpus.sources import VALIDATION_WORDS, HubSource
 from acodm_cli.errors import AcodmError, UsageError
-from acodm_cli.writing import cache_errors
+from acodm_cli.writing import atomic_file, cache_errors, in_short
 
 
 def pinned(source: HubSource, cache: Path) -> HubSource:
-    """The source at the revision that its name stands for now; without the network, at the one it stood for last time.
+    """Returns the source with the revision that its name stands for now or, without the network, stood for last time.
 
     Raises:
-        UsageError: the dataset is not there, or what it is to be validated on is what it is trained on.
+        UsageError: the dataset is not there, or its validation split is the split that it is trained on.
     """
     if source.validation_split == source.split:
         raise UsageError(f"dataset {source.dataset}: split {source.split} cannot be its own validation_split")
@@ -37,14 +36,13 @@ def pinned(source: HubSource, cache: Path) -> HubSource:
         return replace(source, revision=record.read_text())
     with cache_errors(cache):
         record.parent.mkdir(parents=True, exist_ok=True)
-        partial = record.with_name(f".{record.name}.{os.getpid()}")
-        partial.write_text(revision)
-        partial.rename(record)
+        with atomic_file(record) as file:
+            file.write(revision.encode())
     return replace(source, revision=revision)
 
 
 def identity(source: HubSource) -> str:
-    """Of what will be streamed. source: pinned."""
+    """A text that identifies what will be streamed. source: as `pinned` returns it."""
     folder = Path(source.dataset)
     which: Any = (source.dataset, source.revision)
     if folder.is_dir():
@@ -62,19 +60,20 @@ def _revision(source: HubSource) -> str:
         revision = huggingface_hub.HfApi().dataset_info(source.dataset, revision=source.revision).sha
     except AcodmError:
         raise
-    except Exception as error:  # the hub's errors have no common base
+    except Exception as error:  # the hub's errors have no common base class
         raise UsageError(_reason(source, error)) from None
     assert revision is not None
     return revision
 
 
 def _reason(source: HubSource, error: Exception) -> str:
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"cannot stream dataset {source.dataset}: {text}; check its name, config and split, and the network"
+    return (
+        f"cannot stream dataset {source.dataset}: {in_short(error)}; check its name, config and split, and the network"
+    )
 
 
 class HubDocuments:
-    """The splits of a source."""
+    """The documents of a source, by split. validation_split: the split to validate on, None if the dataset has none."""
 
     def __init__(self, source: HubSource) -> None:
         import datasets
@@ -92,14 +91,14 @@ class HubDocuments:
         self.validation_split = source.validation_split or next(iter(others), None)
 
     def read(self, split: str) -> Iterator[Document]:
-        """Raises UsageError if the stream breaks, or a record lacks a field."""
+        """Yields the documents of a split. Raises UsageError if the stream breaks, or a record lacks a field."""
         source = self.source
         try:
             for row, record in enumerate(self._records(split)):
                 yield document_of(record, source.fields, lambda row=row: f"dataset {source.dataset}, {split} row {row}")  # type: ignore[misc]
         except (AcodmError, GeneratorExit):
             raise
-        except Exception as error:  # whatever the network, a file system or a reader of datasets raises
+        except Exception as error:  # the network, file systems and readers of `datasets` raise errors of many kinds
             raise UsageError(_reason(source, error)) from None
 
     def _records(self, split: str) -> Iterator[Any]:
@@ -107,8 +106,8 @@ class HubDocuments:
         if self.builder.name != "parquet" or not files:
             yield from self.builder.as_streaming_dataset(split=split)
             return
-        # The files that `datasets` found, through our own reader: Arrow's dataset scanner, which `datasets` uses, reads ahead
-        # without bounds when rows are taken slowly.
+        # Our own reader reads the files that `datasets` found: Arrow's dataset scanner, which `datasets` uses, reads
+        # ahead without bounds when rows are taken slowly.
         import fsspec
 
         for file in files:

@@ -1,9 +1,9 @@
-"""Tokens of Megatron-LM and GPT-NeoX: a .bin of token ids and a .idx that says where documents begin.
+"""Opens tokens of Megatron-LM and GPT-NeoX: a .bin file of token ids, and a .idx file that says where documents begin.
 
-Pre-tokenised Pile corpora for Pythia come so. They are memory-mapped where they lie: nothing is copied.
+The pre-tokenised Pile corpora for Pythia have this format. Files are memory-mapped where they lie: nothing is copied.
 
-The .idx, little-endian: `MMIDIDX\\0\\0`, version u64 = 1, type code u8, number of sequences S u64, of document bounds D u64,
-then S lengths i32 in tokens, S offsets i64 in bytes, D document bounds i64 in sequences.
+A .idx file is little-endian: `MMIDIDX\\0\\0`, version u64 = 1, type code u8, number of sequences S u64, number of
+document bounds D u64, then S lengths i32 in tokens, S offsets i64 in bytes, D document bounds i64 in sequences.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from acodm_cli.errors import UsageError
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
-# Up to this size all token ids are checked, and the whole content is the key; beyond it, samples are.
+# Up to this size, all token ids are checked, and all go into the key; beyond it, only samples do.
 _CHECKED_TOKENS = 1 << 30
 _PIECE = 1 << 20
 _SAMPLES = 256
@@ -29,7 +29,7 @@ _SAMPLES = 256
 
 @dataclass(frozen=True)
 class IndexedTokens:
-    """path: the .bin. tokens: all of it. ends: where each sequence ends, in tokens."""
+    """An open .bin file. path: its path. tokens: all its token ids. ends: where each sequence ends, in tokens."""
 
     path: Path
     tokens: NDArray[np.integer]
@@ -37,7 +37,7 @@ class IndexedTokens:
 
 
 def open_indexed(path: Path, vocab_size: int) -> IndexedTokens:
-    """path: without .bin and .idx.
+    """Opens and checks a .bin file and its .idx file. path: the path of both, without .bin and .idx.
 
     Raises:
         UsageError: a file is missing, damaged, of another format, or holds ids that the tokenizer does not have.
@@ -79,9 +79,9 @@ def open_indexed(path: Path, vocab_size: int) -> IndexedTokens:
 
 
 def content_key(path: Path, dtype: np.dtype, start: int = 0, stop: int | None = None) -> str:
-    """Of the token ids [start, stop) of a file, whatever type they are stored in.
+    """A hash of the token ids [start, stop) of a file, whatever type they are stored in. stop: None for its end.
 
-    Read piece by piece: pages of a memory-map, once touched, count as this process's memory.
+    The file is read piece by piece, because pages of a memory-map, once touched, count as this process's memory.
     """
     stop = path.stat().st_size // dtype.itemsize if stop is None else stop
     digest = hashlib.sha256(str(stop - start).encode())

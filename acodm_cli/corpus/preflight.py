@@ -1,4 +1,4 @@
-"""What a run would use of its corpus, before it starts."""
+"""Computes what a run would use of its corpus, before the run starts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ MOMENTS = 200
 
 @dataclass(frozen=True)
 class DomainUse:
-    """tokens, validation_tokens: in the stores. weight: mean over the run. epochs: how often the domain's training sequences would
-    be seen. exhausted_at: the step at which the first epoch ends, None if it does not."""
+    """What a run would use of one domain.
+
+    tokens, validation_tokens: the sizes of its stores. weight: the mean weight over the run. epochs: how often its
+    training sequences would be seen. exhausted_at: the step at which the first epoch ends, None if it does not end."""
 
     name: str
     tokens: int
@@ -35,8 +37,10 @@ def domain_uses(
     weights_SK: NDArray[np.float64],
     max_epochs: float | None = None,
 ) -> list[DomainUse]:
-    """weights_SK: the mixture over the run, at S evenly spaced moments; a single row for constant weights. max_epochs: what a domain
-    has no room for goes to the others, as in the run."""
+    """Computes what a run would use of each domain.
+
+    weights_SK: the mixture over the run at S evenly spaced moments; a single row for constant weights. max_epochs: the
+    limit of epochs per domain; the weight that a domain has no room for goes to the others, as in the run."""
     sizes_K = np.array([domain.train.num_sequences(seq_len) for domain in corpus.domains])
     if max_epochs is not None:
         weights_SK = _capped(weights_SK, max_epochs * sizes_K, steps * batch)
@@ -65,7 +69,7 @@ def domain_uses(
 
 
 def _capped(weights_SK: NDArray[np.float64], limits_K: NDArray[np.float64], sequences: int) -> NDArray[np.float64]:
-    """At MOMENTS moments. limits_K: sequences that each domain has room for."""
+    """The weights with the limit applied, at MOMENTS moments. limits_K: the sequences that each domain has room for."""
     moments = np.arange(MOMENTS) * len(weights_SK) // MOMENTS
     drawn_K, rows = np.zeros_like(limits_K), []
     for weights_K in weights_SK[moments]:
@@ -75,7 +79,7 @@ def _capped(weights_SK: NDArray[np.float64], limits_K: NDArray[np.float64], sequ
 
 
 def check_room(corpus: Corpus, seq_len: int, batch: int, steps: int, max_epochs: float | None) -> None:
-    """Raises UsageError if --max-epochs leaves less than the run needs."""
+    """Raises UsageError if --max-epochs leaves fewer sequences than the run needs."""
     if max_epochs is None:
         return
     if not np.isfinite(max_epochs):

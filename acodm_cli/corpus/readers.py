@@ -19,17 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from acodm_cli.errors import UsageError
+from acodm_cli.writing import in_short
 
-_KINDS = {
-    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".txt": "text", ".md": "text", ".parquet": "parquet", ".arrow": "arrow",
-}  # fmt: skip
-_COMPRESSED = (".gz", ".zst")
 _ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Fields:
-    """text: of the document. domain: of its domain's name, None if the file has but one. Dots lead into nested records."""
+    """The fields of a record. text: the field with the document's text. domain: the field with the name of its domain,
+    None if the whole file belongs to one domain. Dots lead into nested records."""
 
     text: str = "text"
     domain: str | None = None
@@ -40,23 +38,18 @@ PLAIN = Fields()
 
 @dataclass(frozen=True)
 class Document:
-    """domain: None if it was not asked for."""
+    """One document. domain: the name of its domain, None if it was not asked for."""
 
     text: str
     domain: str | None
 
 
-def file_kind(path: Path) -> str | None:
-    """json, text, parquet or arrow; None for what is not read."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        compressible = suffixes[-2] if len(suffixes) > 1 else ""
-        return _KINDS.get(compressible) if _KINDS.get(compressible) in ("json", "text") else None
-    return _KINDS.get(suffixes[-1]) if suffixes else None
-
-
 def document_of(record: Any, fields: Fields, where: Callable[[], str]) -> Document:
-    """Raises UsageError, with where() it is, if the record lacks a field or its text is not valid Unicode."""
+    """Returns the document in a record. where: gives the place of the record, for messages.
+
+    Raises:
+        UsageError: the record lacks a field, or its text or domain is not valid Unicode.
+    """
     text = _field(record, fields.text)
     if not isinstance(text, str):
         raise UsageError(f'{where()}: no text in field "{fields.text}"; every record needs one (--text-field names it)')
@@ -72,7 +65,7 @@ def document_of(record: Any, fields: Fields, where: Callable[[], str]) -> Docume
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be written at all: JSON escapes, and names of files that are not UTF-8, give strings that cannot."""
+    """Whether a string can be written as UTF-8. JSON escapes, and file names not in UTF-8, give strings that cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -81,7 +74,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _field(record: Any, name: str) -> Any:
-    """By its whole name, else step by step along its dots."""
+    """Finds a field by its whole name, or else step by step along its dots."""
     if isinstance(record, dict) and name in record:
         return record[name]
     for part in name.split("."):
@@ -92,34 +85,28 @@ def _field(record: Any, name: str) -> Any:
 def read_documents(
     path: Path, fields: Fields = PLAIN, on_bytes: Callable[[int], None] = lambda count: None
 ) -> Iterator[Document]:
-    """The documents of one file, in order. on_bytes: told how many bytes of the file were read since last time.
+    """Yields the documents of one file, in order. on_bytes: told how many bytes were read since its last call.
 
     Raises:
-        UsageError: a record that is not valid, with file and line or row.
+        UsageError: the file cannot be read, or a record is not valid; the message names the file and the line or row.
     """
-    kind = file_kind(path)
-    assert kind is not None
-    if kind in ("parquet", "arrow"):
-        yield from _read_rows(path, kind, fields, on_bytes)
+    suffix, compression = _suffixes(path)
+    if suffix in TABLES:
+        yield from _read_rows(path, TABLES[suffix], fields, on_bytes)
         return
     try:
         with path.open("rb") as file:
             counted = _Counted(file, on_bytes)
-            with _decompressed(path, counted) as stream:
-                if kind == "json":
-                    yield from _read_json_lines(path, stream, fields)
-                elif fields.domain is None:
-                    yield Document(_decode(stream.read(), path, None), None)
-                else:
-                    raise UsageError(f"{path}: a text file has no field {fields.domain!r}; use .jsonl or .parquet")
+            with COMPRESSIONS[compression](counted) as stream:
+                yield from STREAMS[suffix](path, stream, fields)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(f"{path}: damaged or truncated archive ({error}); compress or fetch it again") from None
-    except OSError as error:  # also how Arrow reports a damaged zstd frame
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error}); fetch it again") from None
+    except OSError as error:  # Arrow reports a damaged zstd frame in this way, too
+        raise UsageError(f"{path}: cannot be read ({in_short(error)}); fetch it again") from None
 
 
 class _Counted(io.RawIOBase):
-    """Reports how far a file has been read, compressed or not."""
+    """Reads a file and reports how many of its bytes were read, compressed or not."""
 
     def __init__(self, file: IO[bytes], on_bytes: Callable[[int], None]) -> None:
         self.file = file
@@ -135,13 +122,24 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
-def _decompressed(path: Path, raw: _Counted) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return gzip.GzipFile(fileobj=io.BufferedReader(raw), mode="rb")  # type: ignore[return-value]
-    if path.suffix.lower() == ".zst":
-        # Arrow's reader takes a frame that ends early for an error, zstandard's for the end of the data.
-        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
+def _plain(raw: _Counted) -> IO[bytes]:
     return io.BufferedReader(raw)
+
+
+def _gzip(raw: _Counted) -> IO[bytes]:
+    return gzip.GzipFile(fileobj=io.BufferedReader(raw), mode="rb")  # type: ignore[return-value]
+
+
+def _zstd(raw: _Counted) -> IO[bytes]:
+    # For Arrow's reader, a frame that ends early is an error; for zstandard's, it is the end of the data.
+    return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
+
+
+def _read_text(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[Document]:
+    """Yields the whole file as one document."""
+    if fields.domain is not None:
+        raise UsageError(f"{path}: a text file has no field {fields.domain!r}; use .jsonl or .parquet")
+    yield Document(_decode(stream.read(), path, None), None)
 
 
 def _read_json_lines(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[Document]:
@@ -157,22 +155,25 @@ def _read_json_lines(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[
         yield document_of(record, fields, lambda number=number: f"{path}:{number}")  # type: ignore[misc]
 
 
-def _read_rows(path: Path, kind: str, fields: Fields, on_bytes: Callable[[int], None]) -> Iterator[Document]:
+Batches = Iterator[tuple[pa.RecordBatch, float]]
+
+
+def _read_rows(
+    path: Path, batches: Callable[[Path, Fields], Batches], fields: Fields, on_bytes: Callable[[int], None]
+) -> Iterator[Document]:
     size, row = path.stat().st_size, 0
     try:
-        for batch, share in (
-            parquet_batches(path, str(path), fields) if kind == "parquet" else _arrow_batches(path, fields)
-        ):
+        for batch, share in batches(path, fields):
             for record in batch.to_pylist():
                 yield document_of(record, fields, lambda row=row: f"{path}: row {row}")  # type: ignore[misc]
                 row += 1
             on_bytes(round(size * share))
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]})") from None
+        raise UsageError(f"{path}: not a readable {path.suffix[1:]} file ({in_short(error)})") from None
 
 
 def _columns(where: str, names: list[str], fields: Fields) -> list[str]:
-    """The columns that hold the fields: nothing else is read."""
+    """Returns the columns that hold the fields; no other column is read."""
     wanted = []
     for field in (fields.text, fields.domain):
         if field is not None:
@@ -183,17 +184,21 @@ def _columns(where: str, names: list[str], fields: Fields) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def parquet_batches(source: Path | IO[bytes], where: str, fields: Fields) -> Iterator[tuple[pa.RecordBatch, float]]:
-    """(rows, their share of the file)"""
-    # Not memory-mapped and not read ahead: what is resident is one batch.
+def _parquet_batches(path: Path, fields: Fields) -> Batches:
+    return parquet_batches(path, str(path), fields)
+
+
+def parquet_batches(source: Path | IO[bytes], where: str, fields: Fields) -> Batches:
+    """Yields (rows, their share of the file). where: the name of the file, for messages."""
+    # The file is not memory-mapped and not read ahead, so that only one batch is in memory.
     with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file:
         columns = _columns(where, file.schema_arrow.names, fields)
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
             yield batch, len(batch) / max(file.metadata.num_rows, 1)
 
 
-def _arrow_batches(path: Path, fields: Fields) -> Iterator[tuple[pa.RecordBatch, float]]:
-    """Both of Arrow's formats: files, and the streams that `datasets` saves."""
+def _arrow_batches(path: Path, fields: Fields) -> Batches:
+    """Reads both formats of Arrow: files, and the streams that `datasets` saves."""
     with pa.OSFile(str(path)) as source:
         size, last = source.size(), 0
         try:
@@ -202,7 +207,8 @@ def _arrow_batches(path: Path, fields: Fields) -> Iterator[tuple[pa.RecordBatch,
         except pa.ArrowInvalid:
             source.seek(0)
             file = pa.ipc.open_stream(source)
-            batches = ((batch, 0.0) for batch in file)  # its length is not known ahead: the position tells
+            # The number of batches is not known ahead: the position in the file gives the share instead.
+            batches = ((batch, 0.0) for batch in file)
         columns = _columns(str(path), file.schema.names, fields)
         for batch, share in batches:
             here = source.tell()
@@ -219,3 +225,36 @@ def _decode(data: bytes, path: Path, line: int | None) -> str:
     except UnicodeDecodeError as error:
         where = f"{path}:{line}" if line else f"{path}: byte {error.start}"
         raise UsageError(f"{where}: not UTF-8; convert the file to UTF-8") from None
+
+
+# Readers by the ending of a file's name; a new format is a new line. These read a stream of bytes, compressed or not:
+STREAMS: dict[str, Callable[[Path, IO[bytes], Fields], Iterator[Document]]] = {
+    ".jsonl": _read_json_lines,
+    ".json": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".txt": _read_text,
+    ".md": _read_text,
+}
+# These read a file with columns:
+TABLES: dict[str, Callable[[Path, Fields], Batches]] = {
+    ".parquet": _parquet_batches,
+    ".arrow": _arrow_batches,
+}
+# These decompress a stream, by the last ending of the file's name:
+COMPRESSIONS: dict[str, Callable[[_Counted], IO[bytes]]] = {
+    "": _plain,
+    ".gz": _gzip,
+    ".zst": _zstd,
+}
+
+
+def _suffixes(path: Path) -> tuple[str, str]:
+    """Returns (ending of the format, ending of the compression or empty), in lower case."""
+    *_, before, last = ("", "", *(suffix.lower() for suffix in path.suffixes))
+    return (before, last) if last in COMPRESSIONS and last else (last, "")
+
+
+def is_read(path: Path) -> bool:
+    """Whether acodm reads a file of this name."""
+    suffix, compression = _suffixes(path)
+    return suffix in STREAMS or (suffix in TABLES and not compression)

@@ -1,9 +1,9 @@
-"""Draws mixed batches: exact counts per domain, without replacement, the same on every rank.
+"""Draws mixed batches with exact counts per domain, without replacement, and the same on every rank.
 
-Two small vectors are all the state: how many sequences of each domain were owed so far, and how many were drawn. With the
-seed they decide all that follows, so a run resumes exactly, and no loader needs to be told the past.
+The state is the step and two small vectors: how many sequences of each domain were owed so far, and how many were
+drawn. With the seed they decide all that follows, so a run resumes exactly, and no data loader has to replay the past.
 
-Shape letters: K domains, B sequences of the global batch, S = T + 1 tokens.
+Shape letters: K domains, B sequences of the global batch, U = T + 1 tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from acodm_cli.corpus.corpus import Corpus
 
-# Of executed weights to float32, as a share of the batch.
+# The most that rounding executed weights to float32 changes, as a share of the batch.
 _ROUNDING = 1e-6
 Counts = NDArray[np.int64]
 Keys = NDArray[np.uint64]
@@ -25,32 +25,33 @@ Keys = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens_BS: int64, inputs and shifted labels, of this rank's sequences: `rows` of the global batch. domains_B: each
-    sequence's domain, and samples_K: sequences per domain, of the global batch."""
+    """A global batch, of which this rank holds some rows. tokens_BU: inputs and shifted labels of these rows, int64.
+    rows: which rows these are. domains_B: the domain of every row of the global batch. samples_K: its rows per
+    domain."""
 
-    tokens_BS: torch.Tensor
+    tokens_BU: torch.Tensor
     rows: slice
     domains_B: torch.Tensor
     samples_K: Counts
 
 
 def apportion(owed_K: NDArray[np.float64], total: int) -> Counts:
-    """Whole counts with the given sum, nearest to what each domain is owed (largest remainders first).
+    """Returns whole counts of sum `total`, nearest to what each domain is owed (largest remainders first).
 
-    owed_K: expected samples not yet drawn, this step's included; they sum to `total`. Because what rounding leaves
-    over stays owed, realised counts follow the cumulative expectation, and a domain with a share of less than one
+    owed_K: the expected samples that are not yet drawn, this step's included; they sum to `total`. What rounding leaves
+    over stays owed. So realised counts follow the cumulative expectation, and a domain with a share of less than one
     sequence per step is drawn every few steps instead of never.
 
-    Bounds: no domain is ever ahead by 1 or more. With constant weights none is behind by 1 or more either; under weights
-    that change against it at every step, serving the largest debt first keeps each debt below 1 + ln K (the cup game;
-    Adler et al. 2003, "A proportionate fair scheduling rule with good worst-case performance").
+    Bounds: no domain is ever ahead by 1 or more. With constant weights, none is behind by 1 or more either. Under
+    weights that change against a domain at every step, serving the largest debt first keeps each debt below 1 + ln K
+    (the cup game; Adler et al. 2003, "A proportionate fair scheduling rule with good worst-case performance").
     """
     counts_K = np.maximum(np.floor(owed_K), 0).astype(np.int64)
     short = total - int(counts_K.sum())
     if short > 0:
         largest = np.argsort(-(owed_K - counts_K), kind="stable")[:short]
         np.add.at(counts_K, largest, 1)
-    while short < 0:  # domains that are ahead (owed < 0) had to be raised to zero: take it from the least owed
+    while short < 0:  # domains that are ahead (owed < 0) were raised to zero; the least owed ones give that up
         least = np.argmin(np.where(counts_K > 0, owed_K - counts_K, np.inf))
         counts_K[least] -= 1
         short += 1
@@ -58,9 +59,9 @@ def apportion(owed_K: NDArray[np.float64], total: int) -> Counts:
 
 
 def cap_weights(weights_K: NDArray[np.float64], most_K: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights on the simplex, none above most_K; what is cut goes to the others in proportion to their weights.
+    """Returns weights on the simplex, none above most_K; what is cut goes to the others in proportion to their weights.
 
-    Needs Σ most ≥ 1. If those left have no weight, it goes to them in proportion to their room.
+    If the others have no weight, it goes to them in proportion to their room. most_K: must sum to 1 or more.
     """
     if (weights_K <= most_K).all():
         return weights_K
@@ -77,10 +78,11 @@ def cap_weights(weights_K: NDArray[np.float64], most_K: NDArray[np.float64]) -> 
 
 
 def permuted(positions_N: Counts, sizes_N: Counts, keys_N: Keys) -> Counts:
-    """A pseudo-random permutation of [0, size) per key, at the given positions, without building it.
+    """Evaluates a pseudo-random permutation of [0, size) per key at the given positions, without building it.
 
-    A four-round Feistel network on the smallest even number of bits that holds `size`; values outside are walked on
-    until they fall inside (cycle walking). Constant memory, so epochs of a billion sequences cost nothing.
+    The permutation is a four-round Feistel network on the smallest even number of bits that holds `size`; it is applied
+    again to values that fall outside (cycle walking). Memory is constant, so epochs of a billion sequences cost
+    nothing.
     """
     values_N = positions_N.astype(np.uint64)
     sizes_N = sizes_N.astype(np.uint64)
@@ -98,7 +100,7 @@ def permuted(positions_N: Counts, sizes_N: Counts, keys_N: Keys) -> Counts:
 
 
 def _bit_length(values_N: Keys) -> Keys:
-    """Exact below 2^53."""
+    """The number of bits of each value. It is exact below 2^53."""
     return np.frexp(values_N.astype(np.float64))[1].astype(np.uint64)
 
 
@@ -110,7 +112,7 @@ def _mix(value: Keys) -> Keys:
 
 
 def _key(*parts: int | NDArray[np.integer]) -> Keys:
-    """One key from whole numbers, elementwise."""
+    """Makes one key from several whole numbers, elementwise."""
     key: Any = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -119,13 +121,13 @@ def _key(*parts: int | NDArray[np.integer]) -> Keys:
 
 
 class IndexSampler:
-    """Indices of sequences, `batch` of them at a time, from P_α = Σ α_i UNIF(D_i), stratified.
+    """Draws indices of sequences, `batch` of them at a time, from P_α = Σ α_i UNIF(D_i), stratified by domain.
 
     Within an epoch of a domain no sequence repeats; each epoch has an order of its own.
     """
 
     def __init__(self, sizes_K: Counts, batch: int, seed: int, max_epochs: float | None = None) -> None:
-        """sizes_K: sequences of each domain. max_epochs: how often a domain may be seen."""
+        """sizes_K: the sequences of each domain. max_epochs: how often a domain may be seen, None for no limit."""
         self.sizes_K = sizes_K
         self.batch = batch
         self.seed = seed
@@ -135,7 +137,7 @@ class IndexSampler:
         self.drawn_K = np.zeros(len(self.sizes_K), dtype=np.int64)
 
     def executed(self, weights_K: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The weights that a mixer's become under --max-epochs: what a domain has no room for goes to the others."""
+        """Applies --max-epochs to a mixer's weights: weight that a domain has no room for goes to the others. [K]"""
         if self.limits_K is None:
             return weights_K
         return cap_weights(
@@ -143,35 +145,35 @@ class IndexSampler:
         )
 
     def pick(self, weights_K: NDArray[np.float64]) -> tuple[Counts, Counts, Counts]:
-        """(domain [B], sequence of that domain [B], sequences per domain [K]) of the next global batch."""
+        """Returns (domain [B], sequence of that domain [B], sequences per domain [K]) of the next global batch."""
         samples_K = self._count(weights_K)
         domains_B = np.repeat(np.arange(len(samples_K)), samples_K)
-        # The how-manieth sequence of its domain since the run began; then within its epoch.
+        # numbers_B counts the sequences of each domain since the run began; modulo the size, since the epoch began.
         first_B = np.repeat(np.cumsum(samples_K) - samples_K, samples_K)
         numbers_B = self.drawn_K[domains_B] + np.arange(self.batch) - first_B
         sizes_B = self.sizes_K[domains_B]
         keys_B = _key(self.seed, domains_B, numbers_B // sizes_B)
         indices_B = permuted(numbers_B % sizes_B, sizes_B, keys_B)
-        # Mix the domains over the batch, so that every micro-batch and rank sees them.
+        # The domains are mixed over the batch, so that every micro-batch and rank sees them.
         order = np.random.default_rng((self.seed, self.step)).permutation(self.batch)
         self.drawn_K += samples_K
         self.step += 1
         return domains_B[order], indices_B[order], samples_K
 
     def skip(self, weights_K: NDArray[np.float64]) -> None:
-        """As `pick`, without saying what."""
+        """Moves past the next batch as `pick` does, but does not compute which sequences are in it."""
         self.drawn_K += self._count(weights_K)
         self.step += 1
 
     def _count(self, weights_K: NDArray[np.float64]) -> Counts:
-        """Sequences per domain of the next batch. [K]"""
+        """Returns the sequences per domain of the next batch, and adds them to what is expected. [K]"""
         assert abs(weights_K.sum() - 1) < 1e-4, weights_K.sum()
         self.expected_K += self.batch * weights_K / weights_K.sum()
         return apportion(self.expected_K - self.drawn_K, self.batch)
 
     @property
     def epochs_K(self) -> NDArray[np.float64]:
-        """How many times each domain's training sequences have been seen."""
+        """How many times each domain's training sequences have been seen so far."""
         return self.drawn_K / self.sizes_K
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,7 +190,7 @@ class IndexSampler:
 
 
 class Sampler(IndexSampler):
-    """Batches of a corpus, of which each rank loads its share."""
+    """Draws batches of a corpus, of which each rank loads its share."""
 
     def __init__(
         self,
@@ -207,9 +209,9 @@ class Sampler(IndexSampler):
         self.rows = slice(rank * batch // world_size, (rank + 1) * batch // world_size)
 
     def draw(self, weights_K: NDArray[np.float64]) -> Batch:
-        """The next batch. weights_K: on the simplex, executed."""
+        """Draws the next batch. weights_K: the executed weights, on the simplex."""
         domains_B, indices_B, samples_K = self.pick(weights_K)
         mine = zip(domains_B[self.rows].tolist(), indices_B[self.rows].tolist(), strict=True)
         sequences = [self.corpus.domains[domain].train.sequence(index, self.seq_len) for domain, index in mine]
-        tokens_BS = np.stack(sequences) if sequences else np.zeros((0, self.seq_len + 1), np.int64)
-        return Batch(torch.from_numpy(tokens_BS), self.rows, torch.from_numpy(domains_B), samples_K)
+        tokens_BU = np.stack(sequences) if sequences else np.zeros((0, self.seq_len + 1), np.int64)
+        return Batch(torch.from_numpy(tokens_BU), self.rows, torch.from_numpy(domains_B), samples_K)

@@ -1,4 +1,4 @@
-"""What --data may be: where each domain's documents come from.
+"""Finds out what --data names, and where the documents of each domain come from.
 
     folder/<domain>/*.jsonl.gz …        a sub-folder per domain
     folder/<domain>.jsonl …             a file per domain (also <domain>-00000-of-00007.parquet)
@@ -7,7 +7,7 @@
     org/name                            a dataset of the Hugging Face hub, streamed
     *.bin + *.idx                       tokens of Megatron-LM and GPT-NeoX, wherever a file of documents may stand
 
-Nothing is read here but names and manifests.
+Only names and manifests are read here.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from acodm_cli.corpus.readers import Fields, file_kind
+from acodm_cli.corpus.readers import COMPRESSIONS, STREAMS, TABLES, Fields, is_read
 from acodm_cli.errors import UsageError
 
 VALIDATION_WORDS = ("validation", "valid", "val", "dev", "test")
-INDEXED = "indexed"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# `-00000-of-00007`, `_3`, `.01`: numbered parts of one domain; `_text_document`: what Megatron's preprocessing appends.
+# `-00000-of-00007`, `_3` and `.01` number the parts of one domain; Megatron's preprocessing appends `_text_document`.
 _PART = re.compile(r"([-_.](\d+(-of-\d+)?|text_document|text_sentence|train))+$")
 _VALIDATION = re.compile(rf"[-_.]({'|'.join(VALIDATION_WORDS)})$")
-_READ = "acodm reads .jsonl, .parquet, .arrow and .txt (also .gz and .zst), and .bin with .idx"
+_FORMATS, _COMPRESSED = (*STREAMS, *TABLES), tuple(filter(None, COMPRESSIONS))
+_READ = f"acodm reads {', '.join(_FORMATS)} (also {' and '.join(_COMPRESSED)}), and .bin with .idx"
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files of documents. domain: of all of them, None if each document names its own. validation: empty if a split is to be
-    held out of train."""
+    """Files of documents. domain: the domain of all documents, None if each document names its own. validation: empty
+    if a split is to be held out of train."""
 
     domain: str | None
     train: tuple[Path, ...]
@@ -45,7 +45,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class IndexedSource:
-    """Tokens on disk, without their .bin and .idx."""
+    """Tokens on disk. train, validation: paths without .bin and .idx; None if a split is to be held out of train."""
 
     domain: str
     train: Path
@@ -54,7 +54,8 @@ class IndexedSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A dataset that `datasets` streams. tokens: budget per domain, None for all of it. revision: None for the newest."""
+    """A dataset that `datasets` streams. domain: the domain of all documents, None if each document names its own.
+    tokens: the token budget per domain, None for the whole dataset. revision: None for the newest."""
 
     domain: str | None
     dataset: str
@@ -71,8 +72,8 @@ Source = FileSource | IndexedSource | HubSource
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """name: for people. weights: prior of each domain, as a manifest gives it; empty if it does not. upsampling: by how much a
-    domain's tokens count for more in natural weights."""
+    """What to read for a corpus. name: the name that people see. weights: the prior weight of each domain as a manifest
+    gives it; empty if it gives none. upsampling: how often the tokens of a domain count in natural weights."""
 
     name: str
     sources: list[Source]
@@ -81,10 +82,10 @@ class CorpusPlan:
 
 
 def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None) -> CorpusPlan:
-    """What to read for --data.
+    """Plans what to read for --data. domain_tokens: the token budget per domain of a hub dataset.
 
     Raises:
-        UsageError: it is none of the forms above, or nothing in it can be read.
+        UsageError: the data has none of the forms above, or nothing in it can be read.
     """
     path = Path(data).expanduser()
     if path.is_dir():
@@ -133,42 +134,37 @@ def _of_folder(folder: Path, fields: Fields) -> list[Source]:
 
 
 def _readable(paths: Iterator[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.is_file() and _kind(path) and not path.name.startswith("."))
+    return sorted(path for path in paths if path.is_file() and _may_be_read(path) and not path.name.startswith("."))
 
 
-def _kind(path: Path) -> str | None:
-    if path.suffix == ".bin":
-        return INDEXED
-    return None if path.name in ("dataset_info.json", "state.json", "manifest.json") else file_kind(path)
+def _may_be_read(path: Path) -> bool:
+    if path.name in ("dataset_info.json", "state.json", "manifest.json"):
+        return False
+    return _is_indexed(path) or is_read(path)
+
+
+def _is_indexed(path: Path) -> bool:
+    """Whether a file holds tokens instead of documents."""
+    return path.suffix == ".bin"
 
 
 def _stem(path: Path) -> str:
-    """Without the suffixes of formats and compression."""
+    """The name of a file without the suffixes of formats and compression."""
     name = path.name
-    while Path(name).suffix.lower() in (
-        ".gz",
-        ".zst",
-        ".bin",
-        ".jsonl",
-        ".json",
-        ".ndjson",
-        ".txt",
-        ".md",
-        ".parquet",
-        ".arrow",
-    ):
+    while Path(name).suffix.lower() in (*_FORMATS, *_COMPRESSED, ".bin"):
         name = name[: -len(Path(name).suffix)]
     return name
 
 
 def _domain_of(path: Path) -> str:
-    """`github-00001-of-00010.parquet` and `github.validation.jsonl` -> github"""
+    """The domain in a file's name: github for `github-00001-of-00010.parquet` and `github.validation.jsonl`."""
     stem = _VALIDATION.sub("", _PART.sub("", _stem(path)))
     return _PART.sub("", stem) or stem or path.stem
 
 
 def _validation_word(path: Path, named_by_domain: bool) -> str | None:
-    """The word that makes a file a validation split: its name ends with it or, unless it is the domain's, starts with it."""
+    """Returns the word that makes a file a validation file, or None. The file's name ends with the word or, unless
+    files are named by their domains, starts with it."""
     stem = _PART.sub("", _stem(path)).lower()
     for word in VALIDATION_WORDS:
         if re.search(rf"[-_.]{word}$", stem) or (not named_by_domain and re.match(rf"{word}([-_.\d]|$)", stem)):
@@ -177,7 +173,7 @@ def _validation_word(path: Path, named_by_domain: bool) -> str | None:
 
 
 def _split(paths: list[Path], named_by_domain: bool = False) -> tuple[list[Path], list[Path]]:
-    """(train, validation): of several kinds of validation files the first is taken, and none is trained on."""
+    """Returns (train, validation). Of several kinds of validation files, the first is taken, and none is trained on."""
     words = {path: _validation_word(path, named_by_domain) for path in paths}
     validation = next((found for word in VALIDATION_WORDS if (found := [p for p in paths if words[p] == word])), [])
     return [path for path in paths if words[path] is None], validation
@@ -187,10 +183,10 @@ def _of_domain(name: str, paths: list[Path], fields: Fields, where: str, named_b
     train, validation = _split(paths, named_by_domain)
     if not train:
         raise UsageError(f"domain {name} has no training file in {where}; {_READ}")
-    kinds = {_kind(path) for path in (*train, *validation)}
-    if INDEXED not in kinds:
+    indexed = [path for path in (*train, *validation) if _is_indexed(path)]
+    if not indexed:
         return FileSource(name, tuple(train), tuple(validation), fields)
-    if kinds != {INDEXED} or len(train) > 1 or len(validation) > 1:
+    if len(indexed) < len(train) + len(validation) or len(train) > 1 or len(validation) > 1:
         raise UsageError(
             f"domain {name}: one .bin with its .idx for training, and at most one for validation; found "
             f"{', '.join(path.name for path in (*train, *validation))}"
@@ -199,8 +195,8 @@ def _of_domain(name: str, paths: list[Path], fields: Fields, where: str, named_b
 
 
 def _of_files(paths: list[Path], fields: Fields, where: str = "") -> FileSource:
-    """Files whose records name their domains."""
-    train, validation = _split([path for path in paths if _kind(path) != INDEXED])
+    """Returns the source of files whose records name their domains."""
+    train, validation = _split([path for path in paths if not _is_indexed(path)])
     if not train:
         raise UsageError(f"{where} has no file whose records could carry {fields.domain!r}; {_READ}")
     return FileSource(None, tuple(train), tuple(validation), fields)
@@ -216,7 +212,8 @@ _DOMAIN_KEYS = {
 
 
 def _of_manifest(path: Path, fields: Fields) -> CorpusPlan:
-    """TOML: a table `domains.<name>` per domain with `files` (patterns, relative to the manifest) or `dataset`."""
+    """Reads a manifest: TOML with a table `domains.<name>` per domain, which has `files` (patterns, relative to the
+    manifest) or `dataset`."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -268,7 +265,7 @@ def _of_entry(folder: Path, name: str, entry: dict[str, Any], default: Fields, w
     if "validation" not in entry:
         return _of_domain(name, train, fields, where)
     validation = _matching(folder, entry["validation"], where)
-    if any(_kind(path) == INDEXED for path in (*train, *validation)):
+    if any(map(_is_indexed, (*train, *validation))):
         if len(train) > 1 or len(validation) > 1:
             raise UsageError(f"{where}: one .bin each for files and validation")
         return IndexedSource(name, train[0].with_suffix(""), validation[0].with_suffix(""))

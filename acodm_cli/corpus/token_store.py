@@ -1,8 +1,8 @@
-"""Token stores: a domain's tokens on disk, memory-mapped, made once per content and tokenizer.
+"""Token stores keep a domain's tokens on disk, memory-mapped. They are made once per content and tokenizer.
 
     documents -> batches -> tokenizer (all cores) -> cache/tokens/<key>/<n>.train.bin, <n>.validation.bin, index.json
 
-Reading and writing run in threads beside the tokenizer, which leaves Python's lock alone while it works.
+Reading and writing run in threads beside the tokenizer, which does not hold Python's lock while it works.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import queue
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,26 +29,27 @@ from acodm_cli.corpus.readers import Document, read_documents
 from acodm_cli.corpus.sources import FileSource, HubSource, IndexedSource, Source
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import AcodmError, UsageError
-from acodm_cli.writing import cache_errors
+from acodm_cli.writing import atomic_folder, cache_errors
 
 STORE_VERSION = 4
 HOLD_OUT_EVERY = 20
-# Of a stream that cannot be copied: at most so much of its end is held out.
+# At most so many tokens are held out at the end of a stream that cannot be copied; a long document may double them.
 HOLD_OUT_TOKENS = 1_000_000
 MAX_DOMAINS = 1000
 SPLITS = ("train", "validation")
 _ENCODE_CHARACTERS = 1 << 21
 _ABANDONED_SECONDS = 24 * 3600
-# A hub stream ends when so many documents in a row were of domains that have their budget.
+# A hub stream ends when so many documents in a row belonged to domains whose budget is used up.
 _PATIENCE = 1_000_000
 
-# what is read (a domain, or files of several), how far, of how much (bytes, or tokens of a budget; 0 if unknown)
+# It is told what is read (a domain, or files of several), how far, and of how much (bytes, or tokens of a budget; 0 for
+# an unknown amount).
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """One split of one domain as a stream of token ids, documents separated by the end-of-document token.
+    """One split of one domain as a stream of token ids, in which the end-of-document token separates documents.
 
     Sequence k is tokens [k·T, k·T + T]: T inputs and, shifted by one, T labels. Sequences cross document borders.
     """
@@ -60,16 +60,18 @@ class TokenStore:
         return len(self.tokens)
 
     def num_sequences(self, seq_len: int) -> int:
+        """The number of whole sequences with T = seq_len."""
         return max(0, len(self.tokens) - 1) // seq_len
 
     def sequence(self, index: int, seq_len: int) -> NDArray[np.int64]:
+        """The token ids of sequence `index` with T = seq_len. [T + 1]"""
         start = index * seq_len
         return self.tokens[start : start + seq_len + 1].astype(np.int64)
 
 
 @dataclass(frozen=True)
 class DomainStore:
-    """key: of the tokens of both splits, wherever they come from."""
+    """The tokens of one domain. key: a hash of the tokens of both splits, wherever they come from."""
 
     name: str
     train: TokenStore
@@ -78,13 +80,14 @@ class DomainStore:
 
 
 def open_source(source: Source, tokenizer: Tokenizer, cache: Path, on_progress: OnProgress) -> list[DomainStore]:
-    """The stores of a source's domains out of the cache, tokenised first if they are not there, in order of name.
+    """Opens the stores of a source's domains in the cache, in order of name. It makes them first if they are not there.
 
-    The cache's key is the content of the source and the tokenizer, so that a changed file is tokenised again. Written in a
-    folder of its own that is renamed when complete: two processes may prepare the same source at once.
+    The key in the cache is a hash of the source's content and the tokenizer, so that a changed file is tokenised again.
+    Stores are written in a folder of their own, which is renamed when complete: two processes may prepare the same
+    source at once.
 
     Raises:
-        UsageError: a document that cannot be read, or a domain without text. The cache is left as it was.
+        UsageError: a document cannot be read, or a domain has no text. The cache is left as it was.
         AcodmError: the cache cannot be written, or is damaged.
     """
     if isinstance(source, IndexedSource):
@@ -99,7 +102,7 @@ def open_source(source: Source, tokenizer: Tokenizer, cache: Path, on_progress: 
 
 
 def _open_folder(folder: Path, name: str | None) -> list[DomainStore]:
-    """name: of the domain, for what was stored without one."""
+    """Opens the stores in a folder of the cache. name: the domain's name, if the stores were written without one."""
     stores = []
     try:
         index = json.loads((folder / "index.json").read_text())
@@ -142,7 +145,8 @@ def _open_indexed_source(source: IndexedSource, tokenizer: Tokenizer) -> DomainS
     else:
         total = len(train.tokens)
         least = total - min(total // HOLD_OUT_EVERY, HOLD_OUT_TOKENS)
-        # At the document that ends last before it; in the middle of one that would make the split twice as large.
+        # The cut is where the last document before `least` ends. If the held-out split would then be more than twice as
+        # large as wanted, the cut is at `least`.
         before = train.ends[np.searchsorted(train.ends, least, "right") - 1] if train.ends[0] <= least else 0
         before = before if total - before <= 2 * (total - least) else least
         tokens, held_out = train.tokens[:before], train.tokens[before:]
@@ -152,7 +156,7 @@ def _open_indexed_source(source: IndexedSource, tokenizer: Tokenizer) -> DomainS
 
 
 def _source_key(source: FileSource | HubSource, tokenizer: Tokenizer) -> str:
-    """Of the content, not of the names of files or domain: a renamed folder is not tokenised again."""
+    """A hash of the content, not of the names of files or domain: a renamed folder is not tokenised again."""
     digest = hashlib.sha256(f"{STORE_VERSION} {tokenizer.fingerprint} {tokenizer.end_of_document}".encode())
     digest.update(repr(source.fields).encode())
     if isinstance(source, HubSource):
@@ -176,26 +180,20 @@ def _tokenize(source: FileSource | HubSource, tokenizer: Tokenizer, folder: Path
     with cache_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_over(folder.parent)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        writer = _StoreWriter(partial, tokenizer)
-        try:
-            if isinstance(source, FileSource):
-                _write_files(source, tokenizer, writer, on_progress)
-            else:
-                _write_stream(source, tokenizer, writer, on_progress)
-            writer.finish(source.domain)
+        with atomic_folder(folder, existing="keep") as partial:
+            writer = _StoreWriter(partial, tokenizer)
             try:
-                partial.rename(folder)
-            except OSError:
-                if not (folder / "index.json").is_file():  # else another process was faster with the same content
-                    raise
-        finally:
-            writer.thread.shutdown()  # before its folder goes
-            shutil.rmtree(partial, ignore_errors=True)
+                if isinstance(source, FileSource):
+                    _write_files(source, tokenizer, writer, on_progress)
+                else:
+                    _write_stream(source, tokenizer, writer, on_progress)
+                writer.finish(source.domain)
+            finally:
+                writer.thread.shutdown()  # the thread must end before its folder is renamed or removed
 
 
 def _remove_left_over(cache: Path) -> None:
-    """What processes that were killed have left. One that is at work has just written."""
+    """Removes what killed processes have left behind. A process that is still at work has written recently."""
     for path in cache.glob(".*"):
         if path.is_dir() and time.time() - max(p.stat().st_mtime for p in (path, *path.iterdir())) > _ABANDONED_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
@@ -219,14 +217,15 @@ def _write_files(source: FileSource, tokenizer: Tokenizer, writer: _StoreWriter,
 
 
 def _write_stream(source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter, on_progress: OnProgress) -> None:
-    """Domains that have their budget take no more; the stream ends when nothing new is to be expected of it."""
+    """Writes the documents of a hub dataset. A domain whose budget is used up takes no more; the stream ends when
+    nothing new can be expected of it."""
     documents = hub.HubDocuments(source)
     validation = documents.validation_split
     for split, of_dataset in (("train", source.split), ("validation", validation)):
         if of_dataset is None:
             continue
         budget = source.tokens if split == "train" else source.tokens and max(1, source.tokens // HOLD_OUT_EVERY)
-        # A dataset of one domain is done when that has its budget; in others, domains may still come.
+        # A dataset of one domain is done when that domain's budget is used up; in others, new domains may still come.
         patience = 1 if source.domain else _PATIENCE
         wanted = _until_done(documents.read(of_dataset), writer, split, budget)
         for batch in encoded(wanted, tokenizer):
@@ -238,10 +237,11 @@ def _write_stream(source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter,
 def _until_done(
     documents: Iterator[Document], writer: _StoreWriter, split: str, budget: int | None
 ) -> Iterator[Document]:
-    """Until the writer needs no more; the text of documents that it has no use for is not tokenised.
+    """Yields documents until the writer needs no more. Those that it has no use for are yielded without text, so that
+    nothing of them is tokenised.
 
-    The writer, which sees documents in order, decides what is stored: it lags behind this reader by as much as it happens to,
-    and only what is wasted may depend on that.
+    The writer, which sees documents in order, decides what is stored. How far it lags behind this reader is a matter of
+    chance, so only the amount of wasted work may depend on that.
     """
     for document in documents:
         if split in writer.done:
@@ -252,7 +252,8 @@ def _until_done(
 
 
 def encoded(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[list[tuple[str, list[int]]]]:
-    """Batches of (domain, token ids), read ahead in a thread. Batches feed the tokenizer's threads, bounded in memory."""
+    """Yields batches of (domain, token ids). A thread reads documents ahead, in batches that feed the tokenizer's
+    threads and bound the memory."""
     with _Prefetched(_in_batches(documents)) as batches:
         for batch in batches:
             encodings = tokenizer.backend.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
@@ -273,7 +274,7 @@ def _in_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 class _Prefetched:
-    """Runs an iterator in a thread, two items ahead. Its errors are raised where its items are taken."""
+    """Runs an iterator in a thread, two items ahead. The iterator's errors are raised where its items are taken."""
 
     def __init__(self, items: Iterator[Any]) -> None:
         self.items = items
@@ -312,7 +313,7 @@ class _Prefetched:
 
     def __exit__(self, *error: object) -> None:
         self.stopped.set()
-        self.thread.join(timeout=1)  # it may be waiting for the network; it is a daemon
+        self.thread.join(timeout=1)  # it may still wait for the network, but a daemon does not keep the process alive
 
 
 @dataclass
@@ -344,12 +345,14 @@ class _StoreWriter:
         budget: int | None = None,
         patience: int = 1,
     ) -> None:
-        """hold_out: every HOLD_OUT_EVERY-th document of a domain goes to validation. budget: tokens after which a domain takes
-        no more. patience: after so many documents in a row that were not taken, the split is done."""
+        """Hands a batch to the thread. hold_out: whether every HOLD_OUT_EVERY-th document of a domain goes to
+        validation. budget: the tokens after which a domain takes no more. patience: after so many documents in a row
+        that were not taken, the split is done."""
         self.wait()
         self.pending = self.thread.submit(self._write, batch, split, hold_out, budget, patience)
 
     def wait(self) -> None:
+        """Waits until the last batch is written, and raises the thread's error if it could not be."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             pending.result()
@@ -389,7 +392,7 @@ class _StoreWriter:
         return self.folder / f"{domain.number}.{split}.bin"
 
     def finish(self, name: str | None) -> None:
-        """name: of the only domain, None if documents named theirs."""
+        """Completes the stores and writes their index. name: the only domain's, None if documents named theirs."""
         self.wait()
         if not self.domains:
             raise UsageError(f"domain {name} has no text" if name else "there is no document in the data")
@@ -401,7 +404,8 @@ class _StoreWriter:
             for split in SPLITS:
                 path = self._path(domain, split)
                 path.touch()
-                path.rename(self.folder / f"{split}.{number}")  # in order of name; in two steps, to not collide
+                # Files are renumbered in the order of names, in two steps so that they do not collide.
+                path.rename(self.folder / f"{split}.{number}")
         for number, domain_name in enumerate(names):
             for split in SPLITS:
                 (self.folder / f"{split}.{number}").rename(self.folder / f"{number}.{split}.bin")
@@ -412,7 +416,7 @@ class _StoreWriter:
         (self.folder / "index.json").write_text(json.dumps(index))
 
     def _hold_out_end(self, domain: _DomainFiles) -> None:
-        """With too few documents to hold some out, hold out the end of the stream too."""
+        """Holds out the end of the stream, too, if there were too few documents to hold some out."""
         train, validation = (self._path(domain, split) for split in SPLITS)
         held_out, total = domain.tokens["validation"], sum(domain.tokens.values())
         wanted = total // HOLD_OUT_EVERY

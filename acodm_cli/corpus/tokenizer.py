@@ -1,4 +1,4 @@
-"""Tokenizers: a tokenizer.json or a hub name, without running anyone's code."""
+"""Loads tokenizers from a tokenizer.json or by a hub name, without running anyone's code."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 import tokenizers
 
 from acodm_cli.errors import AcodmError, UsageError
+from acodm_cli.writing import in_short
 
 END_OF_DOCUMENT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """name: as the user gave it, without directories. vocab_size: token ids are below it. end_of_document: id of
-    the token after each document. fingerprint: of the tokenizer's whole definition."""
+    """A tokenizer. name: as the user gave it, without directories. vocab_size: all token ids are below it.
+    end_of_document: the id of the token after each document. fingerprint: a hash of the whole definition."""
 
     backend: tokenizers.Tokenizer
     name: str
@@ -26,15 +27,15 @@ class Tokenizer:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rounded up to a multiple of 128, as GPT-NeoX does: 50,277 tokens become 50,304 rows."""
+        """The vocabulary size rounded up to a multiple of 128, as GPT-NeoX does: 50,277 tokens become 50,304 rows."""
         return -(-self.vocab_size // 128) * 128
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """A tokenizer from a tokenizer.json, a directory that holds one, or a name on the Hugging Face hub.
+    """Loads a tokenizer from a tokenizer.json, a directory that holds one, or a name on the Hugging Face hub.
 
     Raises:
-        UsageError: not found, not readable, or without an end-of-document token.
+        UsageError: the tokenizer is not found, is not readable, or has no end-of-document token.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -49,8 +50,9 @@ def load_tokenizer(source: str) -> Tokenizer:
     except AcodmError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
-        reason = str(error).splitlines()[0][:200]
-        raise UsageError(f"cannot load tokenizer {source}: {reason}; give a tokenizer.json or a hub name") from None
+        raise UsageError(
+            f"cannot load tokenizer {source}: {in_short(error)}; give a tokenizer.json or a hub name"
+        ) from None
     backend.no_padding()
     backend.no_truncation()
     vocabulary = backend.get_vocab(with_added_tokens=True)

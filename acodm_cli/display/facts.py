@@ -1,4 +1,4 @@
-"""What there is to say of a schedule, as plain values: tables, JSON and pages show the same."""
+"""What can be said of a schedule, as plain values, so that tables, JSON and pages show the same."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acodm_cli.display.style import mapping, number
 from acodm_cli.schedule.measures import divergence, entropy, l1
 from acodm_cli.schedule.schedule import FORMAT_VERSION, Schedule
 from acodm_cli.schedule.timeline import integral
 
 Array = NDArray[np.float64]
 
-# Schedules are compared at so many points of their runs.
+# The number of points of their runs at which schedules are compared.
 POINTS = 64
-# Columns of the file that facts are made of.
+# The columns of the file that facts are made of.
 COLUMNS = ("weight", "samples", "validation_loss", "self_energy", "interaction_energy")
 
 
 def validation_rows(schedule: Schedule) -> NDArray[np.int64]:
-    """Indices of the steps that have validation losses."""
+    """Returns the indices of the steps that have validation losses."""
     return np.flatnonzero(np.isfinite(schedule.per_domain["validation_loss"]).all(axis=1))
 
 
-def facts(name: str, schedule: Schedule) -> dict[str, Any]:
-    """JSON values; what the schedule does not know is None."""
+def describe(name: str, schedule: Schedule) -> dict[str, Any]:
+    """Returns the facts of a schedule as JSON values, None for what it does not know. name: the name of the file."""
     weights_SK = schedule.per_domain["weight"]
     rows = validation_rows(schedule)
     losses_SK = schedule.per_domain["validation_loss"]
     samples_K = schedule.per_domain["samples"].sum(axis=0, dtype=np.int64)
     epochs_K = epochs(schedule, samples_K)
-    tokens = (samples_K * number(schedule.info.get("seq_len"))).tolist()
+    seq_len = schedule.run.seq_len
     mean_K = weights_SK.mean(axis=0, dtype=np.float64)
     domains = []
     for index, domain in enumerate(schedule.domains):
@@ -46,7 +45,7 @@ def facts(name: str, schedule: Schedule) -> dict[str, Any]:
             "min": float(values_S.min()),
             "max": float(values_S.max()),
             "samples": int(samples_K[index]),
-            "tokens": int(tokens[index]) if math.isfinite(tokens[index]) else None,
+            "tokens": None if seq_len is None else int(samples_K[index]) * seq_len,
             "epochs": None if epochs_K is None else float(epochs_K[index]),
             "first_validation_loss": float(losses_SK[rows[0], index]) if len(rows) else None,
             "last_validation_loss": float(losses_SK[rows[-1], index]) if len(rows) else None,
@@ -63,18 +62,33 @@ def facts(name: str, schedule: Schedule) -> dict[str, Any]:
         "entropy": {at: float(entropy(weights_SK[row].astype(np.float64))) for at, row in (("start", 0), ("end", -1))},
         "energy": energies(schedule),
         "realised_l1": realised_l1(schedule, samples_K),
+        "metrics": schedule.metrics,
     }
 
 
+def json_value(value: Any, digits: int | None = None) -> Any:
+    """Returns the value with None in place of NaN and infinities, which JSON does not have. digits: how many
+    significant digits to keep, None for all."""
+    if isinstance(value, dict):
+        return {name: json_value(part, digits) for name, part in value.items()}
+    if isinstance(value, list):
+        return [json_value(part, digits) for part in value]
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else float(f"{value:.{digits}g}")
+
+
 def epochs(schedule: Schedule, samples_K: NDArray[np.int64]) -> Array | None:
-    """How often each domain's training sequences were seen, if the file knows how many there are."""
-    sequences = mapping(mapping(schedule.info.get("corpus")).get("sequences"))
-    sizes = [number(sequences.get(name)) for name in schedule.domains]
-    return samples_K / np.array(sizes) if all(0 < size < math.inf for size in sizes) else None
+    """Returns how often each domain's training sequences were seen, or None if their numbers are not known. [K]"""
+    sizes = [schedule.run.sequences.get(name, 0.0) for name in schedule.domains]
+    return samples_K / np.array(sizes) if all(size > 0 for size in sizes) else None
 
 
 def energies(schedule: Schedule) -> dict[str, dict[str, float]] | None:
-    """Self magnitude and interaction energy, medians over the first and last tenth of the run."""
+    """Returns the medians of self magnitude and interaction energy over the first and the last tenth of the run; None
+    if either was not recorded there."""
     tenth = max(1, len(schedule) // 10)
     parts = {}
     for name in ("self_energy", "interaction_energy"):
@@ -87,7 +101,8 @@ def energies(schedule: Schedule) -> dict[str, dict[str, float]] | None:
 
 
 def realised_l1(schedule: Schedule, samples_K: NDArray[np.int64]) -> float | None:
-    """L1 distance between the mean weights, weighted by the sequences of each step, and the sequences that were drawn."""
+    """Returns the L1 distance from the mean weights, weighted by the sequences of each step, to the shares that were
+    drawn; None if there are no samples."""
     samples_S = schedule.per_domain["samples"].sum(axis=1, dtype=np.float64)
     if not samples_K.sum():
         return None
@@ -96,8 +111,8 @@ def realised_l1(schedule: Schedule, samples_K: NDArray[np.int64]) -> float | Non
 
 
 def distances(first: Schedule, other: Schedule) -> dict[str, Any]:
-    """How far another schedule's weights are from the first's, at the same share of both runs: L1, and KL(other ‖ first) in nats. A domain
-    that one of them lacks has no weight there. by_progress: [POINTS]"""
+    """Returns how far another schedule's weights are from the first's at the same share of both runs: L1, and KL(other
+    ‖ first) in nats. A domain that one of them lacks has weight 0 there. by_progress: [POINTS]"""
     points = POINTS if max(len(first), len(other)) > 1 else 1
     names = list(dict.fromkeys([*first.domains, *other.domains]))
     first_PK, other_PK = (_of_domains(names, run, _by_progress(run, points)) for run in (first, other))
@@ -109,14 +124,14 @@ def distances(first: Schedule, other: Schedule) -> dict[str, Any]:
 
 
 def _of_domains(names: list[str], schedule: Schedule, weights_PK: Array) -> Array:
-    """In the order of the names, zero for domains that the schedule lacks. [points, names]"""
+    """Returns the weights in the order of the names, with 0 for domains that the schedule lacks. [points, names]"""
     weights_PN = np.zeros((len(weights_PK), len(names)))
     weights_PN[:, [names.index(name) for name in schedule.domains]] = weights_PK
     return weights_PN
 
 
 def _by_progress(schedule: Schedule, points: int) -> Array:
-    """Mean weights over equal parts of the run. [points, K]"""
+    """Returns the mean weights over equal parts of the run. [points, K]"""
     weights_SK = schedule.per_domain["weight"]
     edges_E = np.linspace(0, len(weights_SK), points + 1)
     return np.diff(integral(weights_SK, edges_E), axis=0) / np.diff(edges_E)[:, None]

@@ -7,25 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from acodm_cli.config import PlotName
 from acodm_cli.display.inspect import View, domain_order
 from acodm_cli.display.plot import limits
 from acodm_cli.display.series import Series
 from acodm_cli.display.style import colour_of, printable
 from acodm_cli.errors import UsageError
+from acodm_cli.writing import atomic_file, in_short
 
 FORMATS = (".png", ".svg", ".pdf")
 POINTS = 800
-# Of the height of a plot, below which an area is too thin for its name, and names too close.
+# Names are at least so far apart, as a share of the height of a plot.
 LEAST_GAP = 0.042
 LONGEST_NAME = 40
 
 
-def write_image(views: list[View], what: PlotName, path: Path) -> None:
-    """One plot per schedule, beside each other on one scale, each domain in one colour, its name where its curve or area ends.
+def write_image(views: list[View], what: str, path: Path) -> None:
+    """Writes one plot per schedule, side by side on one scale. Each domain has one colour, and its name stands where
+    its curve or area ends.
 
     Raises:
-        UsageError: another ending than .png, .svg or .pdf; no matplotlib; a file that cannot be written.
+        UsageError: the ending is not .png, .svg or .pdf, matplotlib is missing, or the file cannot be written.
     """
     if path.suffix not in FORMATS:
         raise UsageError(f"--image {path}: its ending must be one of {', '.join(FORMATS)}")
@@ -46,7 +47,7 @@ def write_image(views: list[View], what: PlotName, path: Path) -> None:
     with mpl.rc_context(style):
         largest = max(float(one.values_RN[0].max()) for one in curves)
         size = (2.2 + 5.6 * len(views), 4.6)
-        # The bars of static mixtures have domains for an axis, which may be others beside them.
+        # Bars of static mixtures have their domains on the y axis, and the plot beside them may have others there.
         shared = all(len(one.step_R) > 1 for one in curves)
         figure, all_axes = plt.subplots(1, len(views), figsize=size, layout="constrained", sharey=shared, squeeze=False)
         for axes, view, one in zip(all_axes[0], views, curves, strict=True):
@@ -56,9 +57,10 @@ def write_image(views: list[View], what: PlotName, path: Path) -> None:
             title = f"{one.title}: {printable(view.label)}" if len(views) > 1 else one.title
             axes.set_title(title, fontsize=11, loc="left", parse_math=False)
         try:
-            figure.savefig(path, dpi=160)
+            with atomic_file(path) as file:
+                figure.savefig(file, format=path.suffix[1:], dpi=160)
         except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}; choose another --image") from None
+            raise UsageError(f"cannot write {path}: {in_short(error)}; choose another --image") from None
         finally:
             plt.close(figure)
 
@@ -70,12 +72,11 @@ def _draw(axes: Any, one: Series) -> None:
         _draw_bars(axes, one, colours)
         return
     if one.stacked:
-        # From top to bottom as in the terminal and in the table: the first domain on top.
+        # The first domain is on top, as in the terminal and in the table.
         axes.stackplot(step_R, one.values_RN.T[::-1], colors=colours[::-1], linewidth=0)
         axes.set_ylim(0, 1)
         last_N = one.values_RN[-1]
         ends_N = 1 - last_N.cumsum() + last_N / 2
-        thick = last_N
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     else:
         for index, colour in enumerate(colours):
@@ -90,13 +91,12 @@ def _draw(axes: Any, one: Series) -> None:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
         known = [values[np.isfinite(values)] for values in one.values_RN.T]
         ends_N = np.array([values[-1] if len(values) else np.nan for values in known])
-        thick = np.ones(len(ends_N))
         axes.grid(axis="y", color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
     axes.set_xlim(one.first_step, max(int(step_R[-1]), one.first_step + 1))
     axes.set_xlabel("step")
     axes.set_ylabel(one.unit)
-    _label_ends(axes, one.names, colours, ends_N, thick)
+    _label_ends(axes, one.names, colours, ends_N)
 
 
 def _label(name: str) -> str:
@@ -113,8 +113,9 @@ def _draw_bars(axes: Any, one: Series, colours: list[str]) -> None:
     axes.set_xlabel(one.unit)
 
 
-def _label_ends(axes: Any, names: list[str], colours: list[str], ends_N: np.ndarray, thick_N: np.ndarray) -> None:
-    """Names at the right, in the order of the ends, moved apart where they would overlap, with a line to where they belong."""
+def _label_ends(axes: Any, names: list[str], colours: list[str], ends_N: np.ndarray) -> None:
+    """Writes the names at the right, in the order of the ends. Names that would overlap are moved apart, and a line
+    leads to where each belongs."""
     low, high = axes.get_ylim()
     places_N = (ends_N - low) / (high - low)
     order = [index for index in np.argsort(places_N) if np.isfinite(places_N[index])]
@@ -123,7 +124,7 @@ def _label_ends(axes: Any, names: list[str], colours: list[str], ends_N: np.ndar
     placed: list[float] = []
     for index in order:
         placed.append(max(at[int(index)], placed[-1] + gap if placed else -0.03))
-    # What was pushed over the top comes down again.
+    # Names that were pushed over the top come down again.
     top = 1.03
     for number in reversed(range(len(placed))):
         placed[number] = min(placed[number], top)

@@ -1,4 +1,4 @@
-"""Schedules in the terminal: header, plot, table per domain; several of them compared."""
+"""Schedules in the terminal: header, plot and table by domain; or several schedules compared."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from acodm_cli.config import PlotName
-from acodm_cli.display.facts import distances, facts
+from acodm_cli.display.facts import describe, distances
 from acodm_cli.display.plot import area_plot, line_plot, sparkline
 from acodm_cli.display.series import Series, series
-from acodm_cli.display.style import colour_of, human_count, in_colour, key_of, mapping, number, printable
+from acodm_cli.display.style import bar, colour_of, human_count, in_colour, key_of, printable
 from acodm_cli.errors import UsageError
+from acodm_cli.schedule.info import RunInfo
 from acodm_cli.schedule.schedule import Schedule
 
 WIDEST_PLOT = 120
@@ -33,8 +33,8 @@ SHORTEST_NAME = 8
 
 @dataclass(frozen=True)
 class View:
-    """A schedule to show. name: as the user gave it. deviation_SK: of the weights over the runs that it is the mean of. domains:
-    indices of those to show, None for all; shares stay those of all."""
+    """A schedule to show. name: as the user gave it. deviation_SK: standard deviation of the weights, if the schedule
+    is a mean over runs. domains: indices of the domains to show, None for all; shares remain shares of all domains."""
 
     name: str
     schedule: Schedule
@@ -43,19 +43,22 @@ class View:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        return facts(self.name, self.schedule)
+        """What `facts.describe` returns for the schedule."""
+        return describe(self.name, self.schedule)
 
     @property
     def label(self) -> str:
-        """Its name without folders and ending."""
+        """The name without folders and ending."""
         return Path(self.name).name.removesuffix(".parquet")
 
     @property
     def shown(self) -> list[int]:
+        """The indices of the domains to show."""
         return list(range(len(self.schedule.domains))) if self.domains is None else self.domains
 
-    def curves(self, what: PlotName, points: int, order: list[str]) -> Series:
-        """Of what is shown. order: of all domains that are shown beside each other, which decides letters and colours."""
+    def curves(self, what: str, points: int, order: list[str]) -> Series:
+        """Returns the curves of what is shown. order: all domains of the schedules that stand side by side; it decides
+        letters and colours. Raises: UsageError if nothing was recorded of the domains to show."""
         curves = series(self.schedule, what, points, self.deviation_SK)
         if not curves.of_domains:
             return curves
@@ -74,28 +77,28 @@ class View:
 
 
 def domain_order(views: list[View]) -> list[str]:
-    """All domains of these schedules, each once."""
+    """Returns all domains of these schedules, each once."""
     return list(dict.fromkeys(name for view in views for name in view.schedule.domains))
 
 
-def print_views(views: list[View], what: PlotName, console: Console) -> None:
-    """One schedule, or several compared with the first."""
-    if len(views) == 1:
-        console.print(header(views[0]), soft_wrap=True)
-    else:
-        console.print(Text("\n").join(map(_brief, views)), soft_wrap=True)
-    console.print()
+def print_views(views: list[View], what: str, console: Console) -> None:
+    """Prints one schedule, or several compared with the first."""
     side_by_side = max(1, min(len(views), console.width // NARROWEST_PLOT))
     width = min(console.width // side_by_side - (2 if side_by_side > 1 else 0), WIDEST_PLOT)
     colour = in_colour(console)
     plots = [_plot(view, what, width, colour, domain_order(views), len(views) > 1) for view in views]
     drawn = [plot for plot in plots if plot is not None]
+    if len(views) == 1:
+        console.print(header(views[0]), soft_wrap=True)
+    else:
+        console.print(Text("\n").join(map(_brief, views)), soft_wrap=True)
+    console.print()
     if drawn:
         console.print(Columns(drawn, padding=(0, 1)) if len(drawn) > 1 else drawn[0])
     if len(views) == 1:
         console.print(domain_table(views[0], console.width, colour))
     else:
-        # As many of the others beside the first as there is room for.
+        # Beside the first schedule, each table holds as many others as there is room for.
         beside = max(1, (console.width - 35) // 19)
         for start in range(1, len(views), beside):
             part = [views[0], *views[start : start + beside]]
@@ -103,8 +106,8 @@ def print_views(views: list[View], what: PlotName, console: Console) -> None:
         console.print(distance_lines(views), soft_wrap=True)
 
 
-def _plot(view: View, what: PlotName, width: int, colour: bool, order: list[str], named: bool) -> Text | None:
-    """None for the weights of one step: the table says it all."""
+def _plot(view: View, what: str, width: int, colour: bool, order: list[str], named: bool) -> Text | None:
+    """Returns the plot of a schedule, but None for the weights of one step: the table says it all."""
     if what == "weights" and len(view.schedule) == 1:
         return None
     curves = view.curves(what, 2 * width, order)
@@ -113,27 +116,26 @@ def _plot(view: View, what: PlotName, width: int, colour: bool, order: list[str]
 
 
 def header(view: View) -> Text:
+    """Returns what is known of a schedule, one labelled line for each fact."""
     schedule, known = view.schedule, view.facts
-    info = known["info"]
-    corpus, tokenizer, mixer = (mapping(info.get(name)) for name in ("corpus", "tokenizer", "mixer"))
-    domains = len(schedule.domains)
+    run, domains = schedule.run, len(schedule.domains)
     start, end = (math.exp(known["entropy"][at]) for at in ("start", "end"))
     lines = [
-        ("schedule", f"{view.name}  (format {known['format_version']}, acodm {info.get('acodm_version', '?')})"),
-        ("mixture", _said(info, ("title", "")) if "title" in info else ""),
-        ("made by", _said(info, ("command", ""), ("seed", "seed "), ("seeds", "seeds "))),
-        ("mixer", f"{mixer.get('name', '?')}  {'with' if known['has_policy'] else 'no'} policy"),
-        ("model", _model(info)),
-        ("corpus", f"{corpus['name']}  {domains} domains" if "name" in corpus else f"{domains} domains"),
-        ("tokens of", _said(tokenizer, ("name", ""), ("vocab_size", "vocabulary "))),
-        ("budget", _budget(known)),
+        ("schedule", f"{view.name}  (format {known['format_version']}, acodm {run.acodm_version or '?'})"),
+        ("mixture", run.title),
+        ("made by", _said(run.command, _seeds(run))),
+        ("mixer", f"{run.mixer or '?'}  {'with' if known['has_policy'] else 'no'} policy"),
+        ("model", _said(run.model, run.model and run.parameters and f"{human_count(run.parameters)} parameters")),
+        ("corpus", _said(run.corpus, f"{domains} domains")),
+        ("tokens of", _said(run.tokenizer, run.vocab_size and f"vocabulary {run.vocab_size}")),
+        ("budget", _said(_budget(schedule, known), _so_far(schedule))),
         ("entropy", _arrow(f"{known['entropy']['start']:.3f}", f"{known['entropy']['end']:.3f}") + " nats  effective domains "
                     f"{_arrow(f'{start:.1f}', f'{end:.1f}')} of {domains}"),
         ("energy", _energies(known["energy"])),
         ("drawn", "" if known["realised_l1"] is None else f"sequences within {known['realised_l1']:.4f} of the weights, in L1"),
-        ("composed", ", ".join(map(str, info["composed"])) if isinstance(info.get("composed"), list) else ""),
-        ("source", _said(info, ("source", ""))),
-        ("caveat", _said(info, ("caveat", ""))),
+        ("composed", ", ".join(run.composed)),
+        ("source", run.source),
+        ("caveat", run.caveat),
     ]  # fmt: skip
     return Text("\n").join(
         Text.assemble((f"{label:<10}", "bold"), printable(value)) for label, value in lines if value.strip()
@@ -141,42 +143,46 @@ def header(view: View) -> Text:
 
 
 def _brief(view: View) -> Text:
-    """One line, for when there are several."""
-    info, schedule = view.schedule.info, view.schedule
-    mixer, corpus = mapping(info.get("mixer")), mapping(info.get("corpus"))
+    """Returns one line about a schedule, for when there are several."""
+    schedule = view.schedule
+    run = schedule.run
     said = (
-        f"mixer {mixer.get('name', '?')}",
-        str(info.get("title") or info.get("model", "?")),
-        f"{corpus.get('name', '')} {len(schedule.domains)} domains".strip(),
-        _budget(view.facts) if schedule.tokens_S[-1] else "static",
-        f"seed {info['seed']}" if "seed" in info else "",
+        f"mixer {run.mixer or '?'}",
+        run.title or run.model or "?",
+        f"{run.corpus} {len(schedule.domains)} domains".strip(),
+        _budget(schedule, view.facts) if schedule.tokens_S[-1] else "static",
+        _seeds(run),
     )
-    return Text.assemble((printable(view.label), "bold"), printable("  " + "  ".join(part for part in said if part)))
+    return Text.assemble((printable(view.label), "bold"), printable("  " + _said(*said)))
 
 
-def _said(values: dict[str, Any], *names: tuple[str, str]) -> str:
-    return "  ".join(f"{before}{values[name]}" for name, before in names if values.get(name) not in (None, ""))
+def _said(*parts: Any) -> str:
+    """Joins the parts that say something."""
+    return "  ".join(str(part) for part in parts if part)
+
+
+def _seeds(run: RunInfo) -> str:
+    return f"seed{'s' * (len(run.seeds) > 1)} {', '.join(map(str, run.seeds))}" if run.seeds else ""
 
 
 def _arrow(start: str, end: str) -> str:
     return start if start == end else f"{start} -> {end}"
 
 
-def _model(info: dict[str, Any]) -> str:
-    parameters = number(info.get("parameters"))
-    size = "" if math.isnan(parameters) else f"  {human_count(parameters)} parameters"
-    return f"{info['model']}{size}" if "model" in info else ""
-
-
-def _budget(known: dict[str, Any]) -> str:
-    info = known["info"]
-    if known["steps"] == 1:
+def _budget(schedule: Schedule, known: dict[str, Any]) -> str:
+    run, rows = schedule.run, len(schedule)
+    if rows == 1 and (run.composed or (run.steps or 1) == 1):
         return "one row: the same weights all the time"
     tokens = f"{human_count(known['tokens'])} tokens"
-    per_step = number(info.get("batch")) * number(info.get("seq_len"))
-    if known["steps"] * per_step == known["tokens"]:
-        return f"{known['steps']:,} steps x {info['batch']} x {info['seq_len']}  {tokens}"
-    return f"{known['steps']:,} rows  {tokens}"
+    if run.batch and run.seq_len and rows * run.batch * run.seq_len == known["tokens"]:
+        return f"{rows:,} steps x {run.batch} x {run.seq_len}  {tokens}"
+    return f"{rows:,} rows  {tokens}"
+
+
+def _so_far(schedule: Schedule) -> str:
+    """Returns how far the schedule goes, if its run is still going or it is a part of one; else an empty text."""
+    steps, run = int(schedule.step_S[-1]), schedule.run
+    return f"to step {steps:,} of {run.steps:,}" if run.steps and steps < run.steps and not run.composed else ""
 
 
 def _energies(parts: dict[str, dict[str, float]] | None) -> str:
@@ -187,8 +193,8 @@ def _energies(parts: dict[str, dict[str, float]] | None) -> str:
 
 
 def domain_table(view: View, width: int, colour: bool) -> Table:
-    """Per domain: weights, their shape over time, sequences, epochs, first and last validation loss; in a narrow terminal, less. Of
-    a static mixture, a bar."""
+    """Returns a table with a row per domain: weights, their shape over time, sequences, epochs, and first and last
+    validation loss. A narrow terminal gets fewer columns; a static mixture gets a bar instead of the shape."""
     schedule = view.schedule
     domains = [view.facts["domains"][index] for index in view.shown]
     static, wide = len(schedule) == 1, width >= WIDE_TABLE
@@ -196,11 +202,11 @@ def domain_table(view: View, width: int, colour: bool) -> Table:
     has_epochs, has_losses = domains[0]["epochs"] is not None, domains[0]["last_validation_loss"] is not None
     has_tokens = domains[0]["tokens"] is not None
     largest = max(domain["mean"] for domain in domains) or 1.0
-    # Heading, and the cell of a domain's facts and index.
+    # Each column is its heading and a function from a domain's facts and index to the cell.
     columns: list[tuple[str, Any]] = []
     if static:
         columns.append(("weight", lambda d, _: f"{d['mean']:.2%}"))
-        columns.append(("share", lambda d, _: _bar(d["mean"] / largest)))
+        columns.append(("share", lambda d, _: bar(d["mean"] / largest, BAR)))
     else:
         figures = ("start", "end", "mean", "min", "max") if wide else ("start", "end", "mean")
         columns += [(name, lambda d, _, name=name: f"{d[name]:.1%}") for name in figures]
@@ -223,7 +229,8 @@ def domain_table(view: View, width: int, colour: bool) -> Table:
 
 
 def _fitted(heads: list[str], names: list[str], keys: list[Text], rows: list[list[str]], width: int) -> Table:
-    """In so many columns: names are shortened, and where that is not enough the last columns go. Numbers are never cut."""
+    """Returns a table that fits into the width. Names are shortened; where that is not enough, the last columns are
+    left out. Numbers are never cut."""
     widths = [
         max(map(len, [*head.split("\n"), *cells])) for head, cells in zip(heads, zip(*rows, strict=True), strict=True)
     ]
@@ -241,24 +248,19 @@ def _fitted(heads: list[str], names: list[str], keys: list[Text], rows: list[lis
     return table
 
 
-def _bar(share: float) -> str:
-    eighths = round(share * BAR * 8)
-    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
-
-
 def _losses(domain: dict[str, Any], digits: int) -> str:
     first, last = domain["first_validation_loss"], domain["last_validation_loss"]
     return f"{first:.{digits}f} -> {last:.{digits}f}" if digits > 2 else f"{first:.{digits}f}→{last:.{digits}f}"
 
 
 def _key(index: int, colour: bool) -> Text:
-    """Its colour and its letter, as in the plot."""
+    """Returns the domain's letter, with its colour if there is colour, as in the plot."""
     return Text(f"{key_of(index)} ██" if colour else key_of(index), style=colour_of(index) if colour else "")
 
 
 def comparison_table(views: list[View], order: list[str], width: int, colour: bool) -> Table:
-    """Mean weight of every domain in every file and the difference to the first file; in a wide terminal, the last weight too.
-    order: of all domains, for their letters and colours."""
+    """Returns a table with the mean weight of every domain in every file and the difference to the first file; in a
+    wide terminal, the last weight too. order: all domains, for their letters and colours."""
     shown = {view.schedule.domains[index] for view in views for index in view.shown}
     known = [{domain["name"]: domain for domain in view.facts["domains"]} for view in views]
     ends = width >= 40 + 30 * len(views) and any(len(view.schedule) > 1 for view in views)
@@ -290,7 +292,7 @@ def _short(name: str, width: int) -> str:
 
 
 def distance_lines(views: list[View]) -> Text:
-    """Distances of each file's weights to the first file's, over progress."""
+    """Returns the distances of each file's weights to those of the first file, over progress."""
     lines = []
     for view in views[1:]:
         far = distances(views[0].schedule, view.schedule)

@@ -1,4 +1,4 @@
-"""Plots in the terminal: stacked areas of the weights, and curves."""
+"""Plots for the terminal: stacked areas of the weights, and curves."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Array = NDArray[np.float64]
 
 HEIGHT = 14
 _SPARKS = "▁▂▃▄▅▆▇█"
-# Dots of a Braille character, from its top left one down, then its right column.
+# The bit of each dot of a Braille character, by row and column.
 _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 
 
 def sparkline(values_S: NDArray[np.floating], width: int) -> str:
-    """Scaled to its own range; a constant is a flat line, what is unknown is blank."""
+    """Returns one line of `width` characters, scaled to the values' own range: flat if constant, blank if unknown."""
     points = means(
         values_S, np.unique(np.linspace(0, len(values_S), min(width, len(values_S)), endpoint=False).astype(int))
     )
@@ -35,14 +35,14 @@ def sparkline(values_S: NDArray[np.floating], width: int) -> str:
 
 
 def area_plot(series: Series, width: int, colour: bool, title: str) -> Text:
-    """Stacked areas over the run, first domain on top.
+    """Returns the plot of stacked areas over the run, with the first domain on top.
 
-    In colour each cell shows two half rows; without, each area is filled with its domain's letter.
+    In colour, each cell shows two half rows; without colour, each area is filled with its domain's letter.
     """
     columns = max(width - 6, 10)
     weights_CN = series.values_RN[(np.arange(columns) * len(series.values_RN)) // columns]
     rows = HEIGHT * (2 if colour else 1)
-    # The domain at the middle of each row of each column.
+    # The domain at the middle of each row in each column.
     edges_CN = weights_CN.cumsum(axis=1) / weights_CN.sum(axis=1, keepdims=True)
     middles_R = (np.arange(rows) + 0.5) / rows
     domain_RC = (middles_R[:, None, None] >= edges_CN[None]).sum(axis=2).clip(max=len(series.names) - 1)
@@ -54,7 +54,7 @@ def area_plot(series: Series, width: int, colour: bool, title: str) -> Text:
             if colour:
                 upper, lower = (series.number(domain_RC[2 * row + half, column]) for half in (0, 1))
                 if upper == lower and column in (1, columns - 2):
-                    # Its letter, at both ends, so that the legend can be read by those who do not tell the colours apart.
+                    # The letter at both ends lets those read the legend who cannot tell the colours apart.
                     plot.append(key_of(upper), style=f"bold {_on(upper)} on {colour_of(upper)}")
                 else:
                     plot.append("▀", style=f"{colour_of(upper)} on {colour_of(lower)}")
@@ -70,14 +70,14 @@ def _on(index: int) -> str:
 
 
 def line_plot(series: Series, width: int, colour: bool, title: str) -> Text:
-    """Curves as Braille dots, each ending in its letter at the right."""
+    """Returns a plot of curves as Braille dots; each curve ends in its letter at the right."""
     margin = 9
     columns = max(width - margin - 4, 10)
     low, high = limits(series.values_RN)
     dots_RC = np.zeros((4 * HEIGHT, 2 * columns), dtype=bool)
     owner_RC = np.full((HEIGHT, columns), -1)
     values_XN = _interpolated(series, 2 * columns)
-    # Drawn last is on top: the first curve.
+    # The curve that is drawn last is on top: the first one.
     for index in reversed(range(values_XN.shape[1])):
         row_X = _row(values_XN[:, index], low, high, 4 * HEIGHT)
         before = -1
@@ -115,7 +115,7 @@ def line_plot(series: Series, width: int, colour: bool, title: str) -> Text:
 
 
 def _number(value: float, span: float, percent: bool) -> str:
-    """With as many digits as tell the ends of the axis apart."""
+    """Returns the value as text, with as many digits as tell the ends of the axis apart."""
     if percent:
         return f"{value:.1%}"
     digits = max(0, 2 - math.floor(math.log10(span)))
@@ -123,7 +123,7 @@ def _number(value: float, span: float, percent: bool) -> str:
 
 
 def _interpolated(series: Series, columns: int) -> Array:
-    """The values at so many columns, by lines between those that are known. [columns, N]"""
+    """Returns the values at so many columns, interpolated by lines between the known ones. [columns, N]"""
     at_C = np.linspace(series.first_step, series.step_R[-1], columns)
     values_CN = np.full((columns, len(series.names)), np.nan)
     for index, values_R in enumerate(series.values_RN.T):
@@ -134,7 +134,7 @@ def _interpolated(series: Series, columns: int) -> Array:
 
 
 def _end_labels(series: Series, low: float, high: float) -> dict[int, list[int]]:
-    """Row to the curves that end there, by their values."""
+    """Returns for each row the curves that end there, in the order of their values."""
     labels: dict[int, list[int]] = {}
     last_N = np.array(
         [values[np.isfinite(values)][-1] if np.isfinite(values).any() else np.nan for values in series.values_RN.T]
@@ -147,7 +147,7 @@ def _end_labels(series: Series, low: float, high: float) -> dict[int, list[int]]
 
 
 def limits(values_RN: Array) -> tuple[float, float]:
-    """Of the y axis: without the most extreme percent, if that is what stretches it."""
+    """Returns the ends of the y axis. The most extreme percent of the values is left out if it stretches the axis."""
     known = values_RN[np.isfinite(values_RN)]
     low, high = float(known.min()), float(known.max())
     inner_low, inner_high = (float(edge) for edge in np.percentile(known, [0.5, 99.5]))
@@ -158,7 +158,7 @@ def limits(values_RN: Array) -> tuple[float, float]:
 
 
 def _row(values_X: Array, low: float, high: float, rows: int) -> NDArray[np.int64]:
-    """The row of each value, 0 on top; -1 where unknown."""
+    """Returns the row of each value, with 0 on top; -1 where the value is unknown."""
     known_X = np.isfinite(values_X)
     share_X = (high - np.where(known_X, values_X, low).clip(low, high)) / (high - low)
     return np.where(known_X, (share_X * rows).astype(np.int64).clip(0, rows - 1), -1)

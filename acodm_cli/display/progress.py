@@ -1,4 +1,4 @@
-"""Progress of a run: a live panel in a terminal, plain lines elsewhere."""
+"""The progress of a run: a live panel in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,28 +15,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from acodm_cli.display.style import bar
+
 if TYPE_CHECKING:
     from acodm_cli.engine.trainer import StepEvent
 
 PLAIN_LINES = 20
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
-
-
-def bar(share: float, width: int) -> str:
-    """A horizontal bar of share·width cells, to an eighth of a cell."""
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    full, rest = divmod(eighths, 8)
-    return "█" * full + (_EIGHTHS[rest] if rest else "")
 
 
 def duration(seconds: float) -> str:
+    """Returns a time as minutes:seconds, with the hours in front if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class PreparationDisplay:
-    """Progress of tokenisation; shown only when there is something to tokenise."""
+    """Shows the progress of tokenisation, but only when there is something to tokenise."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -98,20 +93,17 @@ class TrainingDisplay:
         )
         self.progress = Progress(*columns, console=console)
         self.task = self.progress.add_task("training", total=total_steps, completed=first_step)
-
-    def __enter__(self) -> TrainingDisplay:
-        if self.console.is_terminal:
-            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+        if console.is_terminal:
+            self.live = Live(console=console, refresh_per_second=4, transient=True)
             self.live.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Gives the terminal back."""
         if self.live is not None:
             self.live.stop()
 
-    def show(self, event: StepEvent) -> None:
+    def add(self, event: StepEvent) -> None:
+        """Shows a finished step. Plain lines are printed only now and then."""
         self.recent.append(event.seconds)
         self.tokens_per_step = event.tokens - self.tokens if self.tokens else event.tokens // event.step
         self.tokens = event.tokens
@@ -165,5 +157,5 @@ class TrainingDisplay:
 
 
 def make_console(quiet: bool = False) -> Console:
-    """Progress, hints and errors go to stderr. Without markup: names of domains may hold brackets."""
+    """Returns the stderr console of progress, hints and errors. Markup is off: names of domains may hold brackets."""
     return Console(file=sys.stderr, soft_wrap=False, quiet=quiet, force_terminal=False if quiet else None, markup=False)

@@ -1,4 +1,4 @@
-"""What of a schedule is plotted: the same numbers in the terminal, in pictures, in HTML and as CSV."""
+"""The numbers of a plot, the same for the terminal, pictures, HTML and CSV."""
 
 from __future__ import annotations
 
@@ -7,37 +7,50 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acodm_cli.config import PlotName
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule.compose import means
-from acodm_cli.schedule.schedule import Schedule
+from acodm_cli.schedule.schedule import STEP_COLUMNS, Schedule
 
-TITLES: dict[PlotName, tuple[str, str]] = {
-    "weights": ("domain weights", "share of sequences"),
-    "loss": ("training loss by domain", "nats"),
-    "reward": ("reward by domain", ""),
-    "energy": ("self magnitude and interaction energy", "‖Gα‖², its two parts"),
-    "validation": ("validation loss by domain", "nats"),
-    "entropy": ("entropy of the weights", "nats"),
+
+@dataclass(frozen=True)
+class Plot:
+    """A kind of plot. title, unit: as shown. columns: the columns of the file that the plot needs. sparse: whether only
+    some steps have values."""
+
+    title: str
+    unit: str
+    columns: tuple[str, ...]
+    sparse: bool = False
+
+
+PLOTS = {
+    "weights": Plot("domain weights", "share of sequences", ("weight",)),
+    "loss": Plot("training loss by domain", "nats", ("loss",)),
+    "reward": Plot("reward by domain", "", ("reward",)),
+    "energy": Plot(
+        "self magnitude and interaction energy", "‖Gα‖², its two parts", ("self_energy", "interaction_energy")
+    ),
+    "validation": Plot("validation loss by domain", "nats", ("validation_loss",), sparse=True),
+    "entropy": Plot("entropy of the weights", "nats", ("entropy",)),
 }
-# Columns of the file that a plot needs, of those that are per domain and per step.
-COLUMNS: dict[PlotName, tuple[str, ...]] = {
-    "weights": ("weight",),
-    "loss": ("loss",),
-    "reward": ("reward",),
-    "energy": ("self_energy", "interaction_energy"),
-    "validation": ("validation_loss",),
-    "entropy": ("entropy",),
-}
+
+
+def plot_of(what: str) -> Plot:
+    """Returns the plot of this name: one of PLOTS, or any other column of the file."""
+    return PLOTS.get(what) or Plot(what.replace("_", " "), "", (what,), sparse=True)
 
 
 @dataclass(frozen=True)
 class Series:
-    """values_RN: N curves at R points; NaN where unknown. step_R, tokens_R: of the points, the last of each span, the first of which
-    begins at first_step. band_RN: their standard deviation over runs, if there were several. numbers: of the curves, for their colours
-    and letters, where they are not their places here. whole: whether these are all domains."""
+    """The curves of one plot.
 
-    what: PlotName
+    what: the name of the plot. values_RN: N curves at R points; NaN where unknown. step_R, tokens_R: the step and
+    tokens of each point, which is the last of its span; the first span begins at first_step. band_RN: standard
+    deviation over runs, if there were several. numbers: what decides the curves' colours and letters, if not their
+    places here. whole: whether these are all domains. of_domains: whether each curve is of a domain.
+    """
+
+    what: str
     names: list[str]
     step_R: NDArray[np.int64]
     tokens_R: NDArray[np.int64]
@@ -46,44 +59,50 @@ class Series:
     first_step: int = 1
     numbers: list[int] | None = None
     whole: bool = True
+    of_domains: bool = True
 
     def number(self, curve: int) -> int:
+        """Returns the number that decides a curve's colour and letter."""
         return curve if self.numbers is None else self.numbers[curve]
 
     @property
     def title(self) -> str:
-        return TITLES[self.what][0]
+        """The title of the plot."""
+        return plot_of(self.what).title
 
     @property
     def unit(self) -> str:
-        return TITLES[self.what][1]
+        """The unit of the values; it may be empty."""
+        return plot_of(self.what).unit
 
     @property
     def stacked(self) -> bool:
-        """Whether they are shares of one whole."""
+        """Whether the curves are the shares of one whole."""
         return self.what == "weights" and self.whole and self.band_RN is None
 
-    @property
-    def of_domains(self) -> bool:
-        return self.what not in ("energy", "entropy")
 
+def series(schedule: Schedule, what: str, points: int, deviation_SK: NDArray[np.float32] | None = None) -> Series:
+    """Returns the curves of a plot. Each point is a mean over an equal span of steps; where only some steps have
+    values, over an equal span of those.
 
-def series(schedule: Schedule, what: PlotName, points: int, deviation_SK: NDArray[np.float32] | None = None) -> Series:
-    """The curves of a plot, each point a mean over an equal span of steps; of validations, those that were made.
-
-    points: at most so many. deviation_SK: of the weights over the runs that were merged.
+    what: one of PLOTS, or a column of the file. points: at most so many. deviation_SK: standard deviation of the
+    weights over the runs that were merged.
 
     Raises:
         UsageError: the schedule has no such numbers.
     """
-    names = schedule.domains
-    if what in ("energy", "entropy"):
-        names = [name.replace("self_energy", "self magnitude").replace("_", " ") for name in COLUMNS[what]]
-        values_SN = np.stack([schedule.per_step[name] for name in COLUMNS[what]], axis=1)
+    plot = plot_of(what)
+    if missing := [name for name in plot.columns if name not in schedule.per_step and name not in schedule.per_domain]:
+        known = ", ".join(dict.fromkeys([*PLOTS, *STEP_COLUMNS, *schedule.metrics]))
+        raise UsageError(f"this schedule has no column {missing[0]!r} to plot; known: {known}")
+    of_domains = plot.columns[0] in schedule.per_domain
+    if of_domains:
+        names, values_SN = schedule.domains, schedule.per_domain[plot.columns[0]]
     else:
-        values_SN = schedule.per_domain[COLUMNS[what][0]]
+        names = [name.replace("self_energy", "self magnitude").replace("_", " ") for name in plot.columns]
+        values_SN = np.stack([schedule.per_step[name] for name in plot.columns], axis=1)
     rows_S = np.arange(len(schedule))
-    if what == "validation":
+    if plot.sparse:
         rows_S = np.flatnonzero(np.isfinite(values_SN).any(axis=1))
         values_SN = values_SN[rows_S]
     if not np.isfinite(values_SN).any():
@@ -101,14 +120,15 @@ def series(schedule: Schedule, what: PlotName, points: int, deviation_SK: NDArra
         means(values_SN, starts_R).astype(np.float64),
         band_RN,
         int(schedule.step_S[rows_S[0]]),
+        of_domains=of_domains,
     )
 
 
 def chosen(domains: list[str], given: list[str]) -> list[str]:
-    """The domains that the user names, by the beginnings of their names, in any case.
+    """Returns the domains that the user names by the beginnings of their names, in upper or lower case.
 
     Raises:
-        UsageError: what begins the name of none of them, or of several.
+        UsageError: what is given begins the name of no domain, or of several.
     """
     found = []
     for name in given:

@@ -1,10 +1,8 @@
-"""The first and the last words of a training command."""
+"""What a training command prints first and last."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,39 +17,11 @@ from acodm_cli.display.style import human_count, in_colour
 from acodm_cli.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
-    from acodm_cli.engine.trainer import StepEvent
-
-
-@dataclass
-class Efficiency:
-    """What a run made of its hardware. flops_per_token: of training; peak: FLOPs per second of all its devices, NaN if not known;
-    memory: bytes at most, of one of them. seconds_of: wall time by part."""
-
-    flops_per_token: float
-    peak: float
-    tokens_per_step: int
-    memory: int = 0
-    steps: int = 0
-    seconds_of: Counter[str] = field(default_factory=Counter)
-
-    def add(self, event: StepEvent, checkpoint_seconds: float) -> None:
-        self.steps += 1
-        self.seconds_of.update(event.seconds_of)
-        self.seconds_of["checkpoints"] += checkpoint_seconds  # type: ignore[assignment]
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of training; validation and checkpoints apart."""
-        seconds = sum(self.seconds_of[part] for part in ("mixer", "batch", "model"))
-        return self.steps * self.tokens_per_step / seconds
-
-    @property
-    def mfu(self) -> float:
-        """Share of the peak that the model's arithmetic takes; NaN if the peak is not known."""
-        return self.tokens_per_second * self.flops_per_token / self.peak
+    from acodm_cli.runs.efficiency import Efficiency
 
 
 def print_title(console: Console, info: dict[str, Any], device: str) -> None:
+    """Prints what a training command is about to do: model, mixer, corpus and budget. info: the metadata of the run."""
     corpus = info["corpus"]
     tokens = sum(corpus["tokens"].values())
     console.print(
@@ -66,7 +36,7 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
 
 
 def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> None:
-    """mixture: whose weights these are."""
+    """Prints what a run will use of each domain. mixture: whose weights these are, for the heading."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("domain", "tokens", "validation", f"{mixture} weight", "epochs", "runs out at step"):
         least = None if name == "domain" else len(name)
@@ -84,6 +54,7 @@ def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> No
 
 
 def print_summary(console: Console, schedule: Schedule) -> None:
+    """Prints what a run did, by domain, and its mean validation loss at the beginning and at the end."""
     console.print()
     console.print(domain_table(View("", schedule), console.width, in_colour(console)))
     rows = validation_rows(schedule)
@@ -99,10 +70,10 @@ def print_summary(console: Console, schedule: Schedule) -> None:
 
 
 def print_efficiency(console: Console, efficiency: Efficiency) -> None:
+    """Prints how well the run used its hardware; nothing if it had no step left to do."""
     if not efficiency.steps:
         return
-    total = sum(efficiency.seconds_of.values())
-    shares = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in efficiency.seconds_of.most_common())
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in efficiency.shares().items())
     mfu = "n/a" if math.isnan(efficiency.mfu) else f"{efficiency.mfu:.1%}"
     console.print(
         f"{efficiency.tokens_per_second:,.0f} tokens/s in training, MFU {mfu}, memory {efficiency.memory / 2**30:.1f} GiB at most; "

@@ -1,4 +1,4 @@
-"""Where and in which precision to compute."""
+"""Chooses where and in which precision to compute."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Compute:
-    """Weights are always fp32; with bf16, matrix products run under autocast."""
+    """A device and a precision. Weights are always fp32; with bf16, matrix products run under autocast."""
 
     device: torch.device
     dtype: torch.dtype
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which matrix products run in `dtype`."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
     @property
     def label(self) -> str:
+        """The device's name and the precision, for people."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         return f"{name}, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}"
 
 
 def choose_compute(device: str, dtype: str, local_rank: int | None = None) -> Compute:
-    """`auto`: CUDA with bf16 where there is a GPU, else the CPU with fp32. local_rank: the GPU of a rank, None for the first.
+    """Turns --device and --dtype into a Compute. `auto` is CUDA with bf16 where there is a GPU, else the CPU with fp32.
+
+    local_rank: the GPU of this rank, None for the first GPU.
 
     Raises:
-        UsageError: not a device or dtype.
-        ResourceError: no such device here.
+        UsageError: there is no such kind of device, or no such dtype.
+        ResourceError: this machine does not have the device.
     """
     if dtype not in ("auto", *DTYPES):
         raise UsageError(f"--dtype {dtype}: use auto, bf16 or fp32")

@@ -1,9 +1,10 @@
 """Data-parallel ranks: processes of PyTorch's own distributed stack, started by torchrun, srun or `--nproc`.
 
-Every rank runs the same loop on its share of each batch. What decides anything is decided on the first rank and broadcast, so
-that all ranks agree bit for bit; only the first one writes and prints.
+Every rank runs the same loop on its share of each batch. All decisions are made on the first rank and broadcast, so
+that all ranks agree bit for bit; only the first rank writes and prints.
 
-Device tensors go over NCCL, host tensors over gloo: what the ranks tell each other about the mixture never waits for a GPU.
+Device tensors go over NCCL and host tensors over gloo, so that what the ranks tell each other about the mixture never
+waits for a GPU.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed import device_mesh, fsdp, tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from acodm_cli.config import Parallel
 from acodm_cli.engine.device import Compute
+from acodm_cli.engine.settings import Parallel
 from acodm_cli.errors import AcodmError, ResourceError, UsageError
+from acodm_cli.writing import in_short
 
 # Ranks wait for the first one while it tokenises a corpus.
 _TIMEOUT = timedelta(hours=6)
@@ -35,7 +37,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: of world_size; local_rank: on this machine, the index of its GPU."""
+    """This process among all ranks. rank: its number, from 0 to world_size - 1. local_rank: its number on this machine,
+    which is the index of its GPU."""
 
     rank: int = 0
     world_size: int = 1
@@ -43,14 +46,16 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the first rank."""
         return self.rank == 0
 
     @property
     def many(self) -> bool:
+        """Whether there is more than one rank."""
         return self.world_size > 1
 
     def first(self, work: Callable[[], T]) -> T | None:
-        """Done on the first rank; the others wait, get None, and fail as it does.
+        """Does work on the first rank. The others wait, get None, and fail as it does.
 
         Raises:
             AcodmError: what work raised.
@@ -58,7 +63,7 @@ class Ranks:
         return self._together(work if self.is_first else None)
 
     def shared(self, work: Callable[[], T]) -> T:
-        """Done on the first rank; all get what it gave.
+        """Does work on the first rank. All ranks get its result.
 
         Raises:
             AcodmError: what work raised.
@@ -69,7 +74,8 @@ class Ranks:
         return result[0]  # type: ignore[return-value]
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """The first rank, then the first of every other machine, then the rest: later ones find what earlier ones have cached.
+        """Does work on all ranks, and returns each rank's own result. The first rank goes first, then the first of
+        every other machine, then the rest: later ranks find what earlier ones have cached.
 
         Raises:
             AcodmError: what work raised on any rank.
@@ -96,7 +102,7 @@ class Ranks:
         return result
 
     def from_first(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The first rank's values, on all ranks."""
+        """Returns the first rank's values on all ranks."""
         if not self.many:
             return values
         shared = torch.from_numpy(values.copy())
@@ -104,7 +110,7 @@ class Ranks:
         return shared.numpy()
 
     def largest(self, value: int) -> int:
-        """Of all ranks' values."""
+        """Returns the largest of all ranks' values."""
         if not self.many:
             return value
         shared = torch.tensor(value)
@@ -112,17 +118,17 @@ class Ranks:
         return int(shared)
 
     def sum_(self, values: Tensor) -> Tensor:
-        """Over ranks, in place."""
+        """Sums values over all ranks, in place, and returns them."""
         if self.many:
             distributed.all_reduce(values)
         return values
 
 
 def ranks_asked_for() -> Ranks:
-    """What torchrun and its like have put into the environment.
+    """Reads the ranks that torchrun and its like have put into the environment.
 
     Raises:
-        UsageError: it is not complete.
+        UsageError: the environment is not complete.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
@@ -140,7 +146,7 @@ def ranks_asked_for() -> Ranks:
 
 @contextmanager
 def joined(ranks: Ranks, device: str) -> Iterator[None]:
-    """Inside of it the ranks can talk to each other. device: --device.
+    """A context in which the ranks can talk to each other. device: the value of --device.
 
     Raises:
         ResourceError: there are fewer GPUs than ranks on this machine, or the ranks do not find each other.
@@ -159,9 +165,8 @@ def joined(ranks: Ranks, device: str) -> Iterator[None]:
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:160]
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise ResourceError(f"the ranks do not find each other at {address}: {reason}") from None
+        raise ResourceError(f"the ranks do not find each other at {address}: {in_short(error)}") from None
     try:
         yield
         distributed.barrier()
@@ -171,10 +176,11 @@ def joined(ranks: Ranks, device: str) -> Iterator[None]:
 
 
 def parallelised(loss: nn.Module, blocks: list[nn.Module], how: Parallel, ranks: Ranks, compute: Compute) -> nn.Module:
-    """The module to call instead of `loss`. Gradients are summed over ranks: each adds its share of the mean over the batch.
+    """Returns the module to call instead of `loss`. Gradients are summed over ranks, each of which adds its share of
+    the mean over the batch.
 
-    ddp: each rank holds everything, and gradients are added up while the backward pass runs. fsdp: parameters, gradients and
-    optimiser state are spread over the ranks, block by block (FSDP2, `fully_shard`).
+    ddp: each rank holds everything, and gradients are added up while the backward pass runs. fsdp: parameters,
+    gradients and optimiser state are spread over the ranks, block by block (FSDP2, `fully_shard`).
     """
     if not ranks.many:
         return loss
@@ -204,7 +210,8 @@ def _sum_of_ranks(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses
 
 @contextmanager
 def gradients_stay_here(module: nn.Module, stay: bool) -> Iterator[None]:
-    """For a micro-batch that is not the last of its step: its gradients are not yet sent to the other ranks."""
+    """A context for one micro-batch. stay: whether its gradients are not yet sent to the other ranks, because it is not
+    the last of its step."""
     how: AbstractContextManager[Any] = nullcontext()
     if isinstance(module, DistributedDataParallel) and stay:
         how = module.no_sync()
@@ -215,5 +222,5 @@ def gradients_stay_here(module: nn.Module, stay: bool) -> Iterator[None]:
 
 
 def whole(values: Tensor) -> Tensor:
-    """A tensor that may be spread over the ranks, in one piece on each."""
+    """Returns a tensor in one piece on each rank, even if it was spread over the ranks."""
     return values.full_tensor() if isinstance(values, tensor.DTensor) else values

@@ -1,4 +1,4 @@
-"""How long a run will take on this machine, and how much of the machine it uses."""
+"""Estimates how long a run will take on this machine, and how much of the machine it uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from acodm_cli.engine.device import Compute
 
 
 def matmul_flops_per_second(compute: Compute, size: int = 1024) -> float:
-    """Median of a few square matrix products in the run's precision."""
+    """Measures the FLOPs per second of matrix products in the run's precision: the median of a few square ones."""
     left = torch.randn(size, size, device=compute.device, dtype=compute.dtype)
     right = torch.randn_like(left)
     seconds = []
@@ -26,8 +26,8 @@ def matmul_flops_per_second(compute: Compute, size: int = 1024) -> float:
     return 2 * size**3 / sorted(seconds)[len(seconds) // 2]
 
 
-# Dense bf16 matrix products with fp32 sums, FLOPs per second, from the vendor's data sheets. By the start of the device's name;
-# the longest that fits.
+# FLOPs per second of dense bf16 matrix products with fp32 sums, from the vendor's data sheets. A key is the start of a
+# device's name; the longest key that fits counts.
 PEAK_BF16 = {
     "NVIDIA A10": 125e12,
     "NVIDIA A10G": 70e12,
@@ -48,18 +48,18 @@ PEAK_BF16 = {
 
 
 def peak_flops_per_second(compute: Compute) -> float | None:
-    """None where it is not known: on a CPU, in fp32, and for GPUs that are not in the table."""
+    """The peak FLOPs per second of the device. None on a CPU, in fp32, and for GPUs that are not in the table."""
     if compute.device.type != "cuda" or compute.dtype != torch.bfloat16:
         return None
     name = torch.cuda.get_device_name(compute.device)
-    # A10 is not the start of A100, though its letters are.
+    # A key ends where a word of the name ends: A10 does not fit A100.
     known = [key for key in PEAK_BF16 if name == key or name.startswith((f"{key} ", f"{key}-"))]
     return PEAK_BF16[max(known, key=len)] if known else None
 
 
 def flops_per_token(model: nn.Module, seq_len: int) -> float:
-    """Of training: 6 per parameter that is multiplied with, the input embedding is not; and 12·layers·hidden·T of attention
-    (PaLM, 2204.02311, appendix B). What activation checkpointing computes again does not count."""
+    """The FLOPs of training per token: 6 for each parameter in a product (the input embedding is in none), and
+    12·layers·hidden·T for attention (PaLM, 2204.02311, appendix B). Recomputed activations do not count."""
     config: Any = model.config
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     tied = embedding is model.get_output_embeddings().weight  # type: ignore[operator]
@@ -68,6 +68,7 @@ def flops_per_token(model: nn.Module, seq_len: int) -> float:
 
 
 def describe_seconds(seconds: float) -> str:
+    """A duration in its fitting unit, such as "12 min" or "1.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

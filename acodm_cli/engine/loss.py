@@ -1,11 +1,11 @@
 """Cross-entropy of a causal language model, per token, without keeping its logits.
 
-For a vocabulary of 50,000 the logits are the largest tensor of a step. `LinearCrossEntropy` makes them for some rows at a
-time, and while they are there also takes their gradient: nothing is computed twice, and nothing of that size is kept. (PyTorch's
-chunked `linear_cross_entropy`, from 2.13 on, works alike, but gives one number: neither the losses per token nor a look at the
-gradient of the logits.)
+For a vocabulary of 50,000 the logits are the largest tensor of a step. `LinearCrossEntropy` makes them for some rows at
+a time, and takes their gradient while they are there: nothing is computed twice, and nothing of that size is kept.
+(PyTorch's chunked `linear_cross_entropy`, from 2.13 on, works in the same way, but returns one number: it gives neither
+the losses per token nor access to the gradient of the logits.)
 
-Shape letters: B sequences, T positions, N = B·T tokens, C tokens of a chunk, V vocabulary, I hidden size, p sketch size.
+Shape letters: B sequences, T positions, N = B·T tokens, C tokens of a chunk, V vocabulary, I hidden and p sketch size.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from acodm_cli.alignment.block_sketch import BlockSketch
 from acodm_cli.alignment.probe import GradientProbe
-from acodm_cli.alignment.sketch import BlockSketch
 
 IGNORED = -100
-# Logits in memory at once, fp32. On a CPU they are passed over in pieces that stay in its cache.
+# The bytes of fp32 logits in memory at once. On a CPU, they are processed in pieces that stay in its cache.
 CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 CACHE_BYTES = 1 << 22
 
 
 def token_losses(model: nn.Module, inputs_BT: Tensor, labels_BT: Tensor) -> Tensor:
-    """Cross-entropy of each predicted token in nats, fp32; zero where the label is ignored. Differentiable. [B, T]"""
+    """The cross-entropy of each predicted token in nats, fp32, differentiable; 0 where the label is ignored. [B, T]"""
     logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
     losses_N = F.cross_entropy(
         logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), reduction="none", ignore_index=IGNORED
@@ -35,8 +35,8 @@ def token_losses(model: nn.Module, inputs_BT: Tensor, labels_BT: Tensor) -> Tens
 
 
 class CausalLoss(nn.Module):
-    """Token losses of a model, by `LinearCrossEntropy` where its logits are a plain product of hidden states with the
-    unembedding (Pythia, Llama, and most), and by the model's own forward pass where they are not."""
+    """Computes the token losses of a model: by `LinearCrossEntropy` if its logits are a plain product of hidden states
+    with the unembedding (as in Pythia, Llama, and most), else by the model's own forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class CausalLoss(nn.Module):
     def forward(
         self, inputs_BT: Tensor, labels_BT: Tensor, scale: float = 1.0, probe: GradientProbe | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(scale · Σ losses, differentiable; losses [B, T], detached, in nats, zero where the label is ignored).
+        """Returns (scale · Σ losses, differentiable; losses [B, T], detached, in nats, zero for an ignored label).
 
         probe: is shown the gradient of the logits. The sum must then be differentiated with an outer gradient of 1.
         """
@@ -66,10 +66,10 @@ class CausalLoss(nn.Module):
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """scale · Σ_n ce(W h_n, label_n), the losses ce_n, and the sketched gradients of the logits.
+    """Computes scale · Σ_n ce(W h_n, label_n), the losses ce_n, and the sketched gradients of the logits.
 
-    hidden_NI, weight_VI: matrix products run in the autocast dtype where one is set, everything else in fp32. The
-    gradients by hidden states and weight are taken in the forward pass (`differentiate`), where the logits are at hand.
+    Matrix products run in the autocast dtype where one is set, everything else runs in fp32. With `differentiate`, the
+    gradients by hidden states and weight are taken in the forward pass, where the logits are at hand.
     """
 
     @staticmethod
@@ -108,7 +108,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grad_hidden_NI[rows] = torch.mm(delta_CV, w_VI)
                     grad_weight_VI = _add_product(grad_weight_VI, delta_CV.T, x_NI[rows])
         if differentiate:
-            # Not save_for_backward: backward gives them away, so that they become the gradients without a copy.
+            # save_for_backward is not used: backward gives these away, and they become the gradients without a copy.
             ctx.gradients = grad_hidden_NI, grad_weight_VI
         ctx.mark_non_differentiable(losses_N, delta_Np)
         return losses_N.sum() * scale, losses_N, delta_Np
@@ -116,15 +116,16 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_hidden_NI, grad_weight_VI), ctx.gradients = ctx.gradients, None
-        # The outer gradient is 1 in training: a product with it is one more pass over the largest weight, which a CPU
-        # feels, and a GPU does not, where looking would be a wait.
+        # The outer gradient is 1 in training. A product with it is one more pass over the largest weight, which takes
+        # time on a CPU. On a GPU it does not, but looking at the value would make the host wait.
         if not (grads[0].is_cpu and grads[0] == 1):
             grad_hidden_NI, grad_weight_VI = grad_hidden_NI * grads[0], grad_weight_VI * grads[0]
         return grad_hidden_NI, grad_weight_VI, None, None, None, None
 
 
 def _differentiate_(logits_CV: Tensor, labels_C: Tensor, scale: float) -> Tensor:
-    """Losses [C]; and, in place, the logits become the gradient of scale · Σ losses, scale · (softmax - onehot)."""
+    """Returns the losses [C], and turns the logits, in place, into the gradient of scale · Σ losses:
+    scale · (softmax - onehot)."""
     used_C1 = (labels_C != IGNORED).unsqueeze(1)
     labels_C1 = labels_C.clamp(min=0).unsqueeze(1)
     scale_C1 = used_C1 * scale
@@ -137,7 +138,7 @@ def _differentiate_(logits_CV: Tensor, labels_C: Tensor, scale: float) -> Tensor
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right, summed in fp32."""
+    """Returns total + left @ right, summed in fp32. total: None for zero; else it may be changed in place."""
     if total is None:
         return torch.mm(left, right).float()
     if left.dtype == torch.float32:
@@ -147,7 +148,7 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _has_plain_head(model: nn.Module) -> bool:
-    """Whether logits are exactly W h, h what the backbone returns: no bias, scale, or cap in between.
+    """Whether the logits are exactly W h, where h is what the backbone returns: no bias, scale, or cap is in between.
 
     The head is made to answer with large numbers, so that a cap would show.
     """

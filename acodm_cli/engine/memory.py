@@ -1,4 +1,4 @@
-"""How much memory a run will take on each device, before anything of it is allocated.
+"""Estimates how much memory a run will take on each device, before anything is allocated.
 
 Activations are counted, not guessed: a fake forward pass (shapes without data) tells what autograd would keep.
 """
@@ -21,15 +21,15 @@ from acodm_cli.engine.loss import CHUNK_BYTES
 
 FP32 = 4
 LIBRARIES_BYTES = 1 << 26
-# What allocators lose between pieces of different sizes.
+# Memory grows by this factor, because allocators lose some between pieces of different sizes.
 FRAGMENTATION = 1.06
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. weights, gradients, optimizer: of all parameters, or of this rank's shard. head: gradient of the unembedding.
-    activations: what the backward pass of a micro-batch needs. loss: pieces of logits. libraries: their workspaces.
-    accumulates: gradients of an earlier micro-batch are there when the next one begins."""
+    """The memory of a run, in bytes. weights, gradients, optimizer: of all parameters, or of this rank's shard. head:
+    the gradient of the unembedding. activations: what the backward pass of a micro-batch needs. loss: pieces of logits.
+    libraries: their workspaces. accumulates: whether gradients of an earlier micro-batch are there when one begins."""
 
     weights: int
     gradients: int
@@ -42,7 +42,8 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """At the larger of two moments: the loss is done and the backward pass begins, or it ends and all gradients are there."""
+        """The bytes at the larger of two moments: when the loss is done and the backward pass begins, or when the
+        backward pass ends and all gradients are there."""
         begins = self.activations + self.loss + self.head + (self.gradients if self.accumulates else 0)
         tensors = self.weights + self.optimizer + max(begins, self.gradients)
         return self.libraries + int(FRAGMENTATION * tensors)
@@ -57,14 +58,15 @@ def estimate_memory(
     checkpointing: bool = False,
     shards: int = 1,
 ) -> MemoryEstimate:
-    """Of a run with these micro-batches, its gradient probe and validation aside. checkpointing: of activations. shards: over how
-    many ranks weights, gradients and optimiser state are spread."""
+    """Estimates the memory of a run with these micro-batches, without its gradient probe and validation.
+
+    checkpointing: of activations. shards: the ranks over which weights, gradients and optimiser state are spread."""
     weights, head, largest_block, activations = _count(config, micro_batch, seq_len, compute, checkpointing)
     tokens, chunk = micro_batch * seq_len, CHUNK_BYTES[compute.device.type]
     logits = min(chunk, FP32 * tokens * config.vocab_size)
-    # In bf16 the product, its copy in fp32 and the gradient in bf16.
+    # In bf16, there are the product, its copy in fp32, and the gradient in bf16.
     copies = 1 if compute.dtype == torch.float32 else 2
-    # Of a sharded model, the embeddings and two blocks are in one piece at a time.
+    # A sharded model has its embeddings and two of its blocks in one piece at a time.
     gathered = 0 if shards == 1 else 2 * (head + largest_block)
     return MemoryEstimate(
         weights=weights // shards + gathered,
@@ -81,7 +83,7 @@ def estimate_memory(
 def _count(
     config: Any, micro_batch: int, seq_len: int, compute: Compute, checkpointing: bool
 ) -> tuple[int, int, int, int]:
-    """Bytes of (all weights, the unembedding, the largest block, activations that are kept)."""
+    """Returns the bytes of (all weights, the unembedding, the largest block, the activations that are kept)."""
     import transformers
 
     from acodm_cli.engine.models import transformer_blocks
@@ -108,17 +110,17 @@ def _count(
         head = FP32 * model.get_output_embeddings().weight.numel()
     activations = sum(size for _, size in kept.values())
     if experts:
-        # Tokens are routed by values, which fake tensors do not have. In 16 bit a block keeps 34 bytes per token and feature, 19 of
-        # them in its MLP (2205.05198, section 4.1).
+        # Tokens are routed by values, which fake tensors do not have. In 16 bit, a block keeps 34 bytes per token and
+        # feature, 19 of them in its MLP (2205.05198, section 4.1).
         bytes_each = (15 + 19 * experts) * (2 if compute.dtype == torch.float32 else 1)
         activations = bytes_each * micro_batch * seq_len * config.hidden_size * len(blocks)
-    if checkpointing:  # the inputs of the blocks, and one block at a time
+    if checkpointing:  # the inputs of all blocks are kept, and the rest of one block at a time
         activations = len(blocks) * FP32 * micro_batch * seq_len * config.hidden_size + activations // len(blocks)
     return sum(parameters.values()), head, largest_block, activations
 
 
 def peak_memory(compute: Compute) -> int:
-    """Bytes that this process has held at most: of the GPU, else of the machine."""
+    """The most bytes that this process has held at once: of the GPU, or of the machine if it computes on a CPU."""
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_allocated(compute.device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -126,7 +128,8 @@ def peak_memory(compute: Compute) -> int:
 
 
 def free_memory(compute: Compute) -> int:
-    """Bytes that a run can still take: of the GPU, or of the machine and of the control group (as of a container or job)."""
+    """The bytes that a run can still take: of the GPU, or of the machine and the control group (of a container or job)
+    that it runs in."""
     if compute.device.type == "cuda":
         return torch.cuda.mem_get_info(compute.device)[0]
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -140,5 +143,5 @@ def free_memory(compute: Compute) -> int:
         )
         free = min(free, int(limit) - int(used) + int(cached.split()[1]))
     except (OSError, ValueError, StopIteration):
-        pass  # not Linux, whose macOS counterpart has no call for what is free; or no limit
+        pass  # the group has no limit, or this is not Linux; macOS has no call for what is free
     return free

@@ -1,4 +1,4 @@
-"""Causal language models from configurations that ship with acodm: no hub access."""
+"""Builds causal language models. The configurations that ship with acodm need no hub access."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from acodm_cli.errors import UsageError
+from acodm_cli.writing import in_short
 
 
 @dataclass(frozen=True)
 class Preset:
-    """lr: peak learning rate (Pythia: 2304.01373, table of the suite's hyperparameters)."""
+    """The shape of a model. lr: its peak learning rate (Pythia: 2304.01373, table of the suite's hyperparameters)."""
 
     family: Literal["pythia", "llama"]
     layers: int
@@ -49,15 +50,16 @@ DEFAULT_LR = 3e-4
 
 
 def published_lr(model: str) -> float:
+    """The published peak learning rate of a preset, DEFAULT_LR for other models."""
     return PRESETS[model].lr if model in PRESETS else DEFAULT_LR
 
 
 def model_config(model: str, vocab_size: int, seq_len: int) -> Any:
-    """A transformers configuration. model: a preset, or a folder or hub name whose configuration is used with this
-    vocabulary.
+    """Makes a transformers configuration. model: a preset, or a folder or hub name whose configuration is used with
+    this vocabulary.
 
     Raises:
-        UsageError: unknown model.
+        UsageError: the model is not known, or its configuration cannot be used.
     """
     import transformers
 
@@ -98,11 +100,11 @@ def _foreign_config(model: str, vocab_size: int, context: int) -> Any:
             transformers.AutoModelForCausalLM.from_config(config)
     except UsageError:
         raise
-    except Exception as error:  # whatever a stranger's file makes its parsers and checks raise
-        raise UsageError(f"cannot load the configuration of model {model}: {_in_short(error)}") from None
+    except Exception as error:  # a stranger's file may make its parsers and checks raise anything
+        raise UsageError(f"cannot load the configuration of model {model}: {in_short(error)}") from None
     config.vocab_size = vocab_size
     config.use_cache = False
-    # Its embedding would never be trained, and here the id is some other tokenizer's padding.
+    # The embedding of a padding token is never trained, but the id is padding only to some other tokenizer.
     config.pad_token_id = None
     if (getattr(config, "max_position_embeddings", None) or 0) < context:
         config.max_position_embeddings = context
@@ -110,7 +112,7 @@ def _foreign_config(model: str, vocab_size: int, context: int) -> Any:
 
 
 def build_model(config: Any, seed: int, device: torch.device) -> nn.Module:
-    """A freshly initialised model in fp32. The seed alone decides its weights."""
+    """Builds a freshly initialised model in fp32. The seed alone decides its weights."""
     import transformers
 
     with torch.random.fork_rng(devices=[]):
@@ -120,10 +122,11 @@ def build_model(config: Any, seed: int, device: torch.device) -> nn.Module:
 
 
 def load_model(folder: str, device: torch.device) -> nn.Module:
-    """A trained model out of a Hugging Face folder, in fp32. Only safetensors are read, and no code of the folder is run.
+    """Loads a trained model from a Hugging Face folder, in fp32. Only safetensors are read, and none of its code is
+    run.
 
     Raises:
-        UsageError: there is none, or it cannot be read.
+        UsageError: the folder has no model, or it cannot be read.
     """
     import transformers
 
@@ -131,36 +134,20 @@ def load_model(folder: str, device: torch.device) -> nn.Module:
         model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-    except Exception as error:  # as above
-        raise UsageError(f"cannot load the model of {folder}: {_in_short(error)}") from None
+    except Exception as error:  # a stranger's file, as in `_foreign_config`
+        raise UsageError(f"cannot load the model of {folder}: {in_short(error)}") from None
     return model.to(device)
 
 
-def _in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def checkpoint_activations(model: nn.Module) -> None:
-    """Keep the inputs of blocks only, and compute the rest again in the backward pass."""
-    # The name changed within transformers 5.
+    """Makes the model keep only the inputs of its blocks, and compute the rest again in the backward pass."""
+    # The method's name changed within transformers 5.
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable()
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """In order: the longest module list."""
+    """The transformer blocks of a model in order: its longest module list."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     assert lists, "the model has no list of blocks"
     return max(lists, key=len)
-
-
-def parameter_counts(config: Any) -> tuple[int, int]:
-    """(all, non-embedding) parameters, without allocating any."""
-    import transformers
-
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    embeddings = {id(model.get_input_embeddings().weight): model.get_input_embeddings().weight.numel()}
-    embeddings |= {id(model.get_output_embeddings().weight): model.get_output_embeddings().weight.numel()}
-    return total, total - sum(embeddings.values())

@@ -1,4 +1,4 @@
-"""‖ω‖ and ‖Δω‖ at relative depths of the model, for the state of AC-ODM (arXiv 2505.23878, section 3.2)."""
+"""Reads ‖ω‖ and ‖Δω‖ at relative depths of the model, for the state of AC-ODM (arXiv 2505.23878, section 3.2)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from acodm_cli.engine.models import transformer_blocks
 
 
 class NormReader:
-    """L2 norms of one weight matrix per relative depth, and of its change since the last reading.
+    """Reads the L2 norms of one weight matrix per relative depth, and of its change since the last reading.
 
-    Depth d in [0, 1] of an n-block model is block round(d (n-1)), so that models of any depth give as many numbers.
-    The matrix is the block's last square linear layer, the attention's output projection: the copies that ‖Δω‖ needs
-    are then the smallest possible, L·d² floats.
+    Relative depth r in [0, 1] of an n-block model is block round(r (n-1)), so that models of any depth give as many
+    numbers. The matrix is the block's last square linear layer, which is the attention's output projection: the copies
+    that ‖Δω‖ needs are then the smallest possible, L·d² floats for a hidden size of d.
     """
 
     def __init__(self, model: nn.Module, depths: tuple[float, ...]) -> None:
@@ -26,18 +26,18 @@ class NormReader:
 
     @torch.no_grad()
     def read(self) -> tuple[Tensor, Tensor]:
-        """(‖ω‖ [L], ‖Δω‖ [L]) on the device; what is read becomes the reference of the next ‖Δω‖."""
+        """Returns (‖ω‖ [L], ‖Δω‖ [L]) on the device. The weights read become the reference of the next ‖Δω‖."""
         if not self.weights:
             return self.nothing, self.nothing
         norms_L = torch.stack([whole(weight.norm()) for weight in self.weights])
-        # In place: a temporary per weight would cost more than the arithmetic.
+        # The difference is taken in place: a temporary per weight would cost more than the arithmetic.
         updates_L = torch.stack([whole(p.sub_(w).norm()) for w, p in zip(self.weights, self.previous, strict=True)])
         for previous, weight in zip(self.previous, self.weights, strict=True):
             previous.copy_(weight)
         return norms_L, updates_L
 
     def restore(self, initial_L: Tensor) -> None:
-        """After the model's weights were loaded: they are the reference, and the run's first norms are given."""
+        """Makes weights that were just loaded the reference of the next ‖Δω‖. initial_L: the run's first norms."""
         for previous, weight in zip(self.previous, self.weights, strict=True):
             previous.copy_(weight.detach())
         self.initial_L = initial_L

@@ -1,4 +1,4 @@
-"""AdamW and its learning-rate schedule."""
+"""Makes AdamW and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIN_LR_SHARE = 0.1
 
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, not biases and norms."""
+    """Makes an AdamW that decays matrices only, not biases and norms."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
@@ -22,7 +22,9 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
 
 
 def learning_rate(step: int, total_steps: int, peak: float, warmup_share: float) -> float:
-    """Linear warm-up over a share of the run, then a cosine to 10% of the peak. step: from 0."""
+    """The learning rate of a step: a linear warm-up over a share of the run, then a cosine to 10% of the peak.
+
+    step: counted from 0."""
     warmup = max(1, round(warmup_share * total_steps))
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -5,10 +5,10 @@
     model   <- forward, backward, AdamW      (the probe watches the one backward pass)
     mixer   <- feedback                      (losses, Gram matrix, norms)
 
-The loop knows of mixtures only the Mixer protocol. It prints nothing and writes nothing: callers see StepEvents and
+Of mixtures, the loop knows only the Mixer protocol. It prints nothing and writes nothing: callers see StepEvents and
 take `state_dict()` when they want to save.
 
-Shape letters: B sequences, T positions, S = T + 1 tokens, K domains, L depths.
+Shape letters: B sequences, T positions, U = T + 1 tokens, K domains, L depths.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from torch.distributed.checkpoint.state_dict import (
 
 from acodm_cli.alignment.gram import interaction_energy, self_magnitude
 from acodm_cli.alignment.probe import GradientProbe
-from acodm_cli.config import Parallel
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.sampler import Batch, Sampler
 from acodm_cli.engine.device import Compute
@@ -43,6 +42,7 @@ from acodm_cli.engine.loss import CausalLoss
 from acodm_cli.engine.models import transformer_blocks
 from acodm_cli.engine.norms import NormReader
 from acodm_cli.engine.optimizer import learning_rate, make_optimizer
+from acodm_cli.engine.settings import TrainSettings
 from acodm_cli.errors import AcodmError
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
 
@@ -51,36 +51,11 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """steps: optimiser steps. batch, micro_batch: sequences. seq_len: predicted tokens per sequence. lr: peak.
-    validate_every: steps. validation_sequences: per domain. max_epochs: how often a
-    domain may be seen. skip_nonfinite: so many steps whose loss or gradient is not finite are passed over. The rest as in AdamW and the cosine schedule."""
-
-    steps: int
-    batch: int
-    micro_batch: int
-    seq_len: int
-    lr: float
-    lr_warmup: float
-    weight_decay: float
-    clip: float
-    seed: int
-    validate_every: int
-    validation_sequences: int
-    max_epochs: float | None = None
-    skip_nonfinite: int = 0
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch * self.seq_len
-
-
-@dataclass(frozen=True)
 class StepEvent:
-    """One finished step. step: from 1. tokens: predicted tokens so far, this step included. weights_K: executed.
-    losses_K: nats, NaN for a domain that was not drawn. validation_K: after the step, None when not due. Energies
-    are NaN without a Gram matrix. seconds_of: wall time of its parts: batch, model, mixer, validation. report: of the mixer,
-    on the first rank."""
+    """One finished step. step: its number, from 1. tokens: the predicted tokens so far, this step included. weights_K:
+    the executed weights. losses_K: in nats, NaN for a domain that was not drawn. validation_K: the losses after the
+    step, None if not due. interaction_energy, self_energy: NaN without a Gram matrix. seconds_of: the wall time of each
+    part: batch, model, mixer, validation. report: what the mixer says, on the first rank only."""
 
     step: int
     tokens: int
@@ -98,11 +73,13 @@ class StepEvent:
 
     @property
     def seconds(self) -> float:
-        """Validation apart."""
+        """The wall time of the step without its validation."""
         return sum(seconds for part, seconds in self.seconds_of.items() if part != "validation")
 
 
 class Trainer:
+    """Trains a model on batches of a corpus, whose mixture a mixer decides."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -112,22 +89,21 @@ class Trainer:
         compute: Compute,
         probe: GradientProbe | None = None,
         ranks: Ranks = ALONE,
-        parallel: Parallel = "ddp",
-        compiled: bool = False,
         reference: nn.Module | None = None,
     ) -> None:
-        """probe: watches the model's layers, if the mixer needs a Gram matrix. parallel: how ranks share the work. compiled:
-        whether the blocks run through torch.compile. reference: the model whose losses the mixer compares with, if it does."""
+        """settings: must have a learning rate. probe: watches the model's layers; given if the mixer needs a Gram
+        matrix. reference: the model whose losses the mixer compares with; given if the mixer needs one."""
         assert (probe is not None) == mixer.needs_gram
-        assert (reference is not None) == mixer.needs_reference
+        assert (reference is not None) == (mixer.reference is not None)
         assert settings.batch % ranks.world_size == 0
+        assert settings.lr is not None
         self.model = model
         loss, blocks = CausalLoss(model), transformer_blocks(model)
-        if compiled:
-            # Block by block: one small graph for all of them, and it is ready in seconds.
+        if settings.compile == "on" or (settings.compile == "auto" and compute.device.type == "cuda"):
+            # Each block is compiled by itself: one small graph serves all of them, and it is ready in seconds.
             for block in blocks:
                 block.compile()
-        self.loss = parallelised(loss, blocks, parallel, ranks, compute)
+        self.loss = parallelised(loss, blocks, settings.parallel, ranks, compute)
         self.corpus = corpus
         self.mixer = mixer
         self.settings = settings
@@ -145,10 +121,10 @@ class Trainer:
         self.observation = self._first_observation()
 
     def steps(self) -> Iterator[StepEvent]:
-        """Train from the current step to the last.
+        """Trains from the current step to the last, and yields an event after each.
 
         Raises:
-            AcodmError: a loss or gradient is not finite. The optimiser has not been stepped.
+            AcodmError: a loss or gradient is not finite and may not be skipped. The optimiser has not been stepped.
         """
         while self.step < self.settings.steps:
             clock = Clock()
@@ -203,44 +179,49 @@ class Trainer:
             )
 
     def _decide(self) -> Array:
-        """The weights of the coming step, the first rank's on all. Float32, as recorded: a replay of the record draws the same
-        batches. [K]"""
+        """Returns the weights of the coming step, the first rank's on all ranks. [K]
+
+        They have float32 values, as they are recorded, so that a replay of the record draws the same batches."""
         weights_K = np.zeros(len(self.corpus.names))
         if self.ranks.is_first:
-            weights_K = self.sampler.executed(self.mixer.weights(self.observation))
+            decided_K = self.mixer.weights(self.observation)
+            on_simplex = (decided_K >= 0).all() and abs(decided_K.sum() - 1) < 1e-4
+            assert on_simplex, f"mixer {self.mixer.name} gave weights that are not on the simplex: {decided_K}"
+            weights_K = self.sampler.executed(decided_K)
         return self.ranks.from_first(weights_K).astype(np.float32).astype(np.float64)
 
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Accumulate the gradient of the batch's mean token loss, over all ranks. Nothing is waited for.
+        """Accumulates the gradient of the batch's mean token loss over all ranks, without waiting for the device.
 
-        Returns sums_K: token losses per domain; gram_nn, if there is a probe; excess_K, sums of what token losses exceed the
-        reference's by, if there is one.
+        Returns sums_K, the sum of token losses per domain; gram_nn, if there is a probe; and excess_K, if there is a
+        reference: the sum per domain of what token losses exceed the reference's by.
         """
-        # What is random in a model (dropout) is a function of seed, step and rank: nothing of it needs to be saved.
+        # Dropout and whatever else is random in a model depends on seed, step and rank only, so nothing of it needs to
+        # be saved.
         torch.manual_seed(((self.settings.seed * 1_000_003 + self.step) * 65_536 + self.ranks.rank) % 2**63)
         scale = 1 / self.settings.tokens_per_step
         sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
         excess_K = torch.zeros_like(sums_K)
-        micro = self.settings.micro_batch
+        micro = self._micro_batch
         if self.probe:
             tokens_B = torch.full_like(batch.domains_B, self.settings.seq_len)
             self.probe.start(self.step, batch.domains_B, tokens_B)
-        for first in range(0, len(batch.tokens_BS), micro):
-            tokens_BS = self._to_device(batch.tokens_BS[first : first + micro])
+        for first in range(0, len(batch.tokens_BU), micro):
+            tokens_BU = self._to_device(batch.tokens_BU[first : first + micro])
             start = batch.rows.start + first
-            rows = slice(start, start + len(tokens_BS))  # of the global batch
+            rows = slice(start, start + len(tokens_BU))  # of the global batch
             if self.probe:
                 self.probe.begin(rows, self.settings.seq_len)
-            more = first + micro < len(batch.tokens_BS)
+            more = first + micro < len(batch.tokens_BU)
             with gradients_stay_here(self.loss, stay=more):
                 with self.compute.autocast():
-                    total, losses_BT = self.loss(tokens_BS[:, :-1], tokens_BS[:, 1:], scale, self.probe)
+                    total, losses_BT = self.loss(tokens_BU[:, :-1], tokens_BU[:, 1:], scale, self.probe)
                 total.backward()
             domains_B = self._to_device(batch.domains_B[rows])
             sums_K.index_add_(0, domains_B, losses_BT.double().sum(dim=1))
             if self.reference:
                 with torch.no_grad(), self.compute.autocast():
-                    _, reference_BT = self.reference(tokens_BS[:, :-1], tokens_BS[:, 1:], scale, None)
+                    _, reference_BT = self.reference(tokens_BU[:, :-1], tokens_BU[:, 1:], scale, None)
                 above_BT = (losses_BT.detach() - reference_BT).clamp(min=0)
                 excess_K.index_add_(0, domains_B, above_BT.double().sum(dim=1))
         queued = {"sums_K": self.ranks.sum_(sums_K)}
@@ -251,13 +232,17 @@ class Trainer:
         return queued
 
     def _mean_losses(self, batch: Batch, sums_K: Tensor) -> tuple[Array, float]:
-        """(Mean loss per domain, NaN where absent [K]; mean loss of the batch), in nats."""
+        """Returns (mean loss per domain, NaN where absent [K]; mean loss of the batch), in nats."""
         return self._means(batch, sums_K), float(sums_K.sum() / self.settings.tokens_per_step)
 
     def _means(self, batch: Batch, sums_K: Tensor) -> Array:
-        """Of sums over each domain's tokens; NaN where it has none. [K]"""
+        """Divides sums over each domain's tokens by their number; NaN where a domain has none. [K]"""
         tokens_K = batch.samples_K * self.settings.seq_len
         return np.divide(sums_K.numpy(), tokens_K, out=np.full(len(tokens_K), math.nan), where=tokens_K > 0)
+
+    @property
+    def _micro_batch(self) -> int:
+        return self.settings.micro_batch or self.settings.batch
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.compute.device.type == "cuda":
@@ -265,13 +250,15 @@ class Trainer:
         return tensor.to(self.compute.device, non_blocking=True)
 
     def _optimizer_step(self, sums_K: Tensor) -> tuple[float, Tensor]:
-        """(learning rate, norm of the gradient before clipping). Does nothing if a loss or the norm is not finite."""
+        """Steps the optimiser, which does nothing if a loss or the norm of the gradient is not finite.
+
+        Returns (learning rate, norm of the gradient before clipping)."""
         settings = self.settings
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)).detach()
         lr = self.observation.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # Fused AdamW looks at this flag on the device, as it does for a gradient scaler: the host need not wait to know.
+        # Fused AdamW reads this flag on the device, as it does for a gradient scaler, so the host need not wait for it.
         finite = norm.isfinite() & sums_K.isfinite().all()
         self.optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -279,7 +266,7 @@ class Trainer:
         return lr, norm
 
     def _skip_or_stop(self, losses_K: Array, gradient_norm: float) -> None:
-        """After a step whose loss or gradient was not finite, and which changed nothing."""
+        """Counts a step that was not finite and changed nothing. Raises AcodmError if there are more than allowed."""
         self.skipped += 1
         if self.skipped <= self.settings.skip_nonfinite:
             return
@@ -290,27 +277,27 @@ class Trainer:
         )
 
     def _validate_if_due(self) -> Array | None:
-        """After the first step (where the run starts from), at intervals, and after the last step."""
+        """Validates after the first step (where the run starts from), at intervals, and after the last step."""
         settings = self.settings
-        if self.step != 1 and self.step % settings.validate_every and self.step != settings.steps:
+        if self.step != 1 and self.step % settings.steps_between_validations and self.step != settings.steps:
             return None
         return self.validate(settings.validation_sequences)
 
     def validate(self, max_sequences: int) -> Array:
-        """Validation loss per domain in nats. [K]"""
-        settings = self.settings
+        """Returns the validation loss of each domain in nats. [K]"""
         return validation_losses(
-            self.loss, self.corpus, settings.seq_len, max_sequences, settings.micro_batch, self.compute, self.ranks
+            self.loss, self.corpus, self.settings.seq_len, max_sequences, self._micro_batch, self.compute, self.ranks
         )
 
     # Observations
 
     def _learning_rate(self) -> float:
         settings = self.settings
+        assert settings.lr is not None
         return learning_rate(self.step, settings.steps, settings.lr, settings.lr_warmup)
 
     def _first_observation(self) -> Observation:
-        """Before the first batch every loss is taken to be that of a uniform prediction, ln(vocabulary)."""
+        """What the mixer sees before the first batch. Every loss is that of a uniform prediction, ln(vocabulary)."""
         num_domains = len(self.corpus.names)
         max_loss = math.log(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         initial_L = self.norms.initial_L.double().cpu().numpy()
@@ -349,8 +336,8 @@ class Trainer:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the coming steps depend on, as tensors and plain values, whole, on the host, on the first rank. The
-        others take part, and get what is of no use."""
+        """Returns everything that the coming steps depend on, as plain values and whole tensors on the host. Every rank
+        must call it; only the first rank's result is of use."""
         fields = vars(self.observation)
         return {
             "model": self.model_state(),
@@ -362,11 +349,11 @@ class Trainer:
         }
 
     def model_state(self) -> dict[str, Any]:
-        """As `state_dict`, of the model alone."""
+        """Returns the state of the model alone; otherwise as `state_dict`."""
         return get_model_state_dict(self.model, options=_WHOLE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """On every rank, each of which takes its share. Of whatever number of ranks the state is."""
+        """Loads a state, which may be of any number of ranks. Every rank must call it, and takes its share."""
         set_model_state_dict(self.model, state["model"], options=_WHOLE)
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=_WHOLE)
         self.mixer.load_state_dict(state["mixer"])
@@ -379,20 +366,21 @@ class Trainer:
 
 
 class Clock:
-    """Wall time of a step's parts, as the host sees it: what a GPU does meanwhile is waited for in the part `model`."""
+    """Measures the wall time of a step's parts, as the host sees it: its wait for a GPU falls into the part `model`."""
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
         self.seconds_of: dict[str, float] = {}
 
     def lap(self, part: str) -> None:
+        """Adds the time since the last lap to a part."""
         now = time.perf_counter()
         self.seconds_of[part] = self.seconds_of.get(part, 0.0) + now - self.last
         self.last = now
 
 
 def on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In float64, by one copy."""
+    """Moves tensors to the host in one copy, as float64."""
     together = torch.cat([tensor.double().flatten() for tensor in tensors.values()]).cpu()
     parts = together.split([tensor.numel() for tensor in tensors.values()])
     return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}

@@ -1,1 +1,1 @@
-"""Schedules in the syntax of other trainers, and what those trainers will realise of them."""
+"""Schedules in the syntax of other trainers, and the shares that those trainers will realise."""

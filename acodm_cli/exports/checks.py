@@ -1,4 +1,4 @@
-"""What the exports to trainers with one path per domain check and note."""
+"""Checks and notes shared by the exports to trainers that take one path per domain."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from acodm_cli.exports.plan import Array, Plan
 
 
 def domain_paths(plan: Plan, trainer: str, forbidden: str = "") -> list[str]:
-    """The path of every domain, none like another and none with a character that the trainer would expand.
+    """Returns the path of every domain, after checking them.
 
-    Raises: UsageError.
+    forbidden: characters that the trainer would expand. Raises: UsageError if two paths are equal or one holds such.
     """
     domains: dict[str, str] = {}
     for domain in plan.domains:
@@ -28,7 +28,7 @@ def domain_paths(plan: Plan, trainer: str, forbidden: str = "") -> list[str]:
 
 
 def notes_of_zeros(plan: Plan, realised_NK: Array) -> list[str]:
-    """A sentence for every domain that some stage does not draw from."""
+    """Returns a sentence for every domain that some stage does not draw from."""
     notes = []
     for index, domain in enumerate(plan.domains):
         asked_N, realised_N = plan.weights_NK[:, index], realised_NK[:, index]

@@ -1,4 +1,4 @@
-"""Whole numbers of sequences out of weights."""
+"""Whole numbers of sequences, computed from weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from acodm_cli.exports.plan import Array
 
-# Samples that are followed one by one. Past them counts are taken to grow by the weights. Every count stays within
+# So many samples are followed one by one. After them, counts are taken to grow by the weights. Every count stays within
 # num_datasets - 1 samples of its weight's share, so the error of a share is below num_datasets / MOST_FOLLOWED.
 MOST_FOLLOWED = 1 << 16
 
 
 def largest_remainder(weights_K: Array, total: int) -> NDArray[np.int64]:
-    """The whole numbers with this sum that are closest to the weights' shares of it. [K]"""
+    """Returns the whole numbers with sum `total` that are closest to the weights' shares of it. [K]"""
     exact_K = weights_K / weights_K.sum() * total
     counts_K = np.floor(exact_K).astype(np.int64)
     counts_K[np.argsort(counts_K - exact_K, kind="stable")[: total - int(counts_K.sum())]] += 1
@@ -21,16 +21,17 @@ def largest_remainder(weights_K: Array, total: int) -> NDArray[np.int64]:
 
 
 def blend_counts(weights_N: list[Array], sizes_N: list[int]) -> list[Array]:
-    """The rule of Megatron-LM, which nanotron took over: every sample comes from the dataset that is furthest behind its weight.
+    """Returns how many of the first sizes_N[n] samples of each blend n come from each of its datasets. [K] for every n
 
-    Samples of every dataset among the first sizes_N[n] of the blend with weights_N[n], which are positive and sum to 1.
+    weights_N: the weights of each blend, positive and with sum 1.
 
-    Sample i is drawn from the dataset with the largest weight · max(i, 1) - samples drawn so far, the first of equals; later samples
-    do not depend on how long the blend is.
+    The rule is that of Megatron-LM, which nanotron took over: every sample comes from the dataset that is furthest
+    behind its weight. Sample i is drawn from the dataset with the largest weight · max(i, 1) - samples drawn so far,
+    the first of equals. No sample depends on how long the blend is.
     """
     widest = max(len(weights_K) for weights_K in weights_N)
     weights_NK = np.stack([np.pad(weights_K, (0, widest - len(weights_K))) for weights_K in weights_N])
-    # What pads a row is never behind.
+    # With an infinite count, the padding of a row is never behind.
     counts_NK = np.where(weights_NK > 0, 0, np.inf)
     followed_N = np.minimum(np.array(sizes_N, dtype=np.int64), MOST_FOLLOWED)
     ends: set[int] = set(followed_N.tolist())

@@ -1,4 +1,4 @@
-"""CSV: one row per stage and domain."""
+"""CSV: one file, mixture.csv, with one row per stage and domain."""
 
 from __future__ import annotations
 

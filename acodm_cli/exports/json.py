@@ -1,4 +1,4 @@
-"""JSON, for a trainer of one's own: stages with first step, sample and token, and weights by domain."""
+"""JSON, for a trainer of your own: every stage with its first step, sample and token, and its weights by domain."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """Levanter: levanter.yaml, the parts of a train_lm config that hold the mixture.
 
-`data.train_weights` is a list of [optimiser step, weights]; LmDataConfig.train_set (levanter/data/text/datasets.py) turns the steps
-into sequences by the batch size. MixtureDataset (levanter/data/mixture.py) then deals whole blocks of `mixture_block_size`
-sequences, every block of a stage with the same count of every domain: _normalize_weights divides by the sum,
-_compute_expected_counts_per_block truncates weight * block and gives what is left to the domain of the largest count (the first
-of equals, in the order of `components`). It asserts that stages begin at a multiple of the block.
+`data.train_weights` is a list of [optimiser step, weights]. LmDataConfig.train_set (levanter/data/text/datasets.py)
+turns the steps into sequences by the batch size. MixtureDataset (levanter/data/mixture.py) then deals whole blocks of
+`mixture_block_size` sequences. Every block of a stage has the same count of every domain: _normalize_weights divides
+the weights by their sum; _compute_expected_counts_per_block truncates weight * block and gives what is left to the
+domain with the largest count (the first of equals, in the order of `components`). It asserts that stages begin at a
+multiple of the block.
 
-Truncation would move up to K - 1 sequences of every block to the largest domain. The weights that are written are therefore
-already whole counts over the block, apportioned by largest remainder; dividing by a power of two is exact, so that Levanter's own
-rule leaves them as they are.
+Truncation would move up to K - 1 sequences of every block to the largest domain. The weights that are written are
+therefore already whole counts over the block, apportioned by largest remainder. Dividing by a power of two is exact, so
+Levanter's own rule leaves them as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from acodm_cli.exports.plan import Array, Export, Plan, Target, comment
 
 TRAINER = "Levanter (marin-levanter 0.2.20.dev202606180959)"
 _FILE = "levanter.yaml"
-# Levanter's default. A power of two.
+# Levanter's default, a power of two.
 _BLOCK = 2048
 
 
@@ -82,14 +83,14 @@ def export(plan: Plan) -> Export:
 def realised(files: dict[str, str], plan: Plan) -> Array:
     data = yaml.safe_load(files[_FILE])["data"]
     block, stages = data["mixture_block_size"], [weights for _, weights in data["train_weights"]]
-    # Levanter drops the others before it counts.
+    # Levanter drops the domains that have no weight in any stage before it counts.
     order = [name for name in data["components"] if any(weights.get(name, 0) > 0 for weights in stages)]
     dealt = [_dealt(weights, order, block) for weights in stages]
     return np.array([[counts.get(name, 0) / block for name in plan.domains] for counts in dealt])
 
 
 def _dealt(weights: dict[str, float], order: list[str], block: int) -> dict[str, int]:
-    """Sequences of every domain in a block, as Levanter counts them."""
+    """Returns the sequences of every domain in a block, as Levanter counts them."""
     total = sum(weights.values())
     counts = {name: int(weights.get(name, 0) / total * block) for name in order}
     largest = max(counts, key=counts.__getitem__)

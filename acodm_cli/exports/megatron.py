@@ -1,17 +1,18 @@
-"""Megatron-LM: for every stage a JSON file for --per-split-data-args-path, named after the iteration where the stage begins.
+"""Megatron-LM: one JSON file per stage for --per-split-data-args-path, named after the stage's first iteration.
 
-Of that file pretrain_gpt.py reads the keys train, valid and test; a blend is a list that alternates weights and path prefixes
-(get_blend_and_blend_per_split in megatron/training/utils/common_utils.py, get_blend_from_list in megatron/core/datasets/utils.py).
-The file of --data-args-path is split at white space instead, so that it cannot hold a prefix with a space, and it blends validation
-as it blends training.
+pretrain_gpt.py reads the keys train, valid and test of that file. A blend is a list that alternates weights and path
+prefixes (get_blend_and_blend_per_split in megatron/training/utils/common_utils.py, get_blend_from_list in
+megatron/core/datasets/utils.py). The file of --data-args-path would not do: it is split at white space, so that it
+cannot hold a prefix with a space, and it blends validation in the same way as training.
 
-A blend cannot change within a run. --phase-transition-iterations makes Megatron-LM save and exit where a stage ends, and begin the
-blend of the next run at its first sample (get_train_valid_test_num_samples and build_train_valid_test_data_loaders in
-megatron/training/training.py). It needs --train-samples: without, it compares with None.
+A blend cannot change within a run. --phase-transition-iterations makes Megatron-LM save and exit where a stage ends,
+and makes the next run begin its blend at the first sample (get_train_valid_test_num_samples and
+build_train_valid_test_data_loaders in megatron/training/training.py). It needs --train-samples; without that option, it
+compares with None.
 
-Weights are normalised by the builder and again by the dataset (BlendedMegatronDatasetBuilder and BlendedDataset in
-megatron/core/datasets), which asserts that all are positive; then build_blending_indices in helpers.cpp draws every sample from the
-dataset that is furthest behind.
+The builder normalises the weights, and the dataset does so again (BlendedMegatronDatasetBuilder and BlendedDataset in
+megatron/core/datasets). The dataset asserts that all weights are positive. Then build_blending_indices in helpers.cpp
+draws every sample from the dataset that is furthest behind.
 """
 
 from __future__ import annotations

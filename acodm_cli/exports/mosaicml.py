@@ -1,12 +1,13 @@
 """MosaicML: llm-foundry.yaml, the parts of an llm-foundry training config that hold the mixture.
 
-The first stage is `train_loader.dataset`, the others are the schedule of the callback curriculum_learning
-(llmfoundry/callbacks/curriculum_learning_callback.py), which builds a new StreamingTextDataset when the tokens of a stage are
-spent; stages last as many tokens as batch * seq_len * steps. Every stage is one epoch of its own `epoch_size`, over which
-Stream.apply_weights (streaming/base/stream.py) truncates proportion * epoch_size for every stream and hands the samples that are
-left, one each, to streams drawn without replacement by numpy's default_rng(shuffle_seed).
+The first stage is `train_loader.dataset`. The others are the schedule of the callback curriculum_learning
+(llmfoundry/callbacks/curriculum_learning_callback.py), which builds a new StreamingTextDataset when the tokens of a
+stage are spent; a stage lasts batch * seq_len * steps tokens. Every stage is one epoch of its own `epoch_size`. Over
+it, Stream.apply_weights (streaming/base/stream.py) truncates proportion * epoch_size for every stream and hands the
+samples that are left, one each, to streams drawn without replacement by numpy's default_rng(shuffle_seed).
 
-Streams without weight are left out of a stage: they could otherwise be drawn for a sample that is left.
+Streams without weight are left out of a stage, because they could otherwise be drawn for one of the samples that are
+left.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from acodm_cli.schedule.stages import Stage
 
 TRAINER = "llm-foundry 0.22.0 with mosaicml-streaming 0.12.0"
 _FILE = "llm-foundry.yaml"
-# The default of StreamingDataset.
+# StreamingDataset's default.
 _SEED = 9176
 
 
@@ -84,7 +85,7 @@ def _tokens(target: Target, steps: int) -> str:
 
 
 def _dataset(plan: Plan, number: int, stage: Stage) -> dict[str, Any]:
-    """What differs between stages. With one seed for all, every stage would begin with the same samples."""
+    """Returns what differs between stages. With one seed for all, every stage would begin with the same samples."""
     return {
         "streams": {
             name: {**_place(plan.target.path_of(name), name), "proportion": weight}
@@ -97,12 +98,13 @@ def _dataset(plan: Plan, number: int, stage: Stage) -> dict[str, Any]:
 
 
 def _place(path: str, name: str) -> dict[str, str]:
-    """A stage cannot cache in the temporary folder of streaming's default: it exists from the stage before."""
+    """Returns where a stream lies and where it is cached. A stage cannot use the temporary folder that is streaming's
+    default: it exists already, from the stage before."""
     return {"remote": path, "local": f"streams/{quote(name, safe='')}"} if "://" in path else {"local": path}
 
 
 def _drawn(dataset: dict[str, Any]) -> dict[str, float]:
-    """Shares of an epoch, as streaming counts them."""
+    """Returns the shares of an epoch, as streaming counts them."""
     size, streams = dataset["epoch_size"], dataset["streams"]
     proportion_K = np.array([stream["proportion"] for stream in streams.values()], np.float64)
     proportion_K /= proportion_K.sum()

@@ -1,14 +1,14 @@
-"""nanotron: for every stage a YAML fragment of the config, with data_stages up to that stage and the step where it ends.
+"""nanotron: one YAML fragment of the config per stage, with data_stages up to that stage and the step where it ends.
 
-A stage is a DatasetStageArgs with a NanosetDatasetsArgs (src/nanotron/config/config.py): lists of folders and of weights.
-start_training_step counts from 1. run_train.py trains on the last stage of its config, and only if that stage starts right after the
-step of the checkpoint (get_dataloader); a config with all stages does not run. Where a stage ends is tokens.train_steps. Releases up
-to 0.4 on the package index have no data_stages.
+A stage is a DatasetStageArgs with a NanosetDatasetsArgs (src/nanotron/config/config.py): lists of folders and of
+weights. start_training_step counts from 1. run_train.py trains on the last stage of its config, and only if that stage
+starts right after the step of the checkpoint (get_dataloader); a config with all stages does not run. A stage ends at
+tokens.train_steps. Releases up to 0.4 on the package index have no data_stages.
 
-Weights are normalised by BlendableDataset (src/nanotron/data/nemo_dataset/blendable_dataset.py); build_blending_indices in helpers.cpp
-beside it draws every sample from the dataset that is furthest behind, and a stage begins at the first. A weight of 0 is not safe
-there: where nothing is behind, the first dataset is drawn. So domains without weight are left out. Folders go on where the
-stages before stopped, give or take a few sequences.
+BlendableDataset (src/nanotron/data/nemo_dataset/blendable_dataset.py) normalises the weights. Then
+build_blending_indices in helpers.cpp beside it draws every sample from the dataset that is furthest behind, and a stage
+begins at the first sample. A weight of 0 is not safe there: where nothing is behind, the first dataset is drawn. So
+domains without weight are left out. Every folder goes on where the stages before stopped, to within a few sequences.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from acodm_cli.exports.counts import blend_counts
 from acodm_cli.exports.plan import Array, Export, Plan, Target, comment
 
 TRAINER = "nanotron at 2411b022a75f"
-# The default of nanotron. All stages need the same one: it orders the files of a folder if they are shuffled.
+# nanotron's default. All stages need the same seed: it orders the files of a folder if they are shuffled.
 _SEED = 42
 
 

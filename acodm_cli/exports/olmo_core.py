@@ -1,15 +1,16 @@
-"""OLMo-core: a Python module for the config script of a run, with the sequences that every stage draws from every domain.
+"""OLMo-core: a Python module for a run's config script, with the sequences that every stage draws from every domain.
 
-The module uses olmo_core.data.composable (there since 2.5): every stage is one instance source, and a ComposableDataLoader with
-ShuffleStrategy.intra_source takes the sources in order and shuffles within each, which its documentation calls a data curriculum. So one
-run goes through all stages, resumes in any of them, and keeps its learning-rate schedule. A SourceMixtureDatasetConfig, whose
-target_ratio and max_repetition_ratio a YAML file can hold, has one mixture only, and with it every stage would be a run of its own that
-cannot load the trainer's state of the run before.
+The module uses olmo_core.data.composable (there since 2.5). Every stage is one instance source, and a
+ComposableDataLoader with ShuffleStrategy.intra_source takes the sources in order and shuffles within each, which its
+documentation calls a data curriculum. So one run goes through all stages, resumes in any of them, and keeps its
+learning-rate schedule. A SourceMixtureDatasetConfig, whose target_ratio and max_repetition_ratio a YAML file can hold,
+has only one mixture: every stage would be a run of its own that cannot load the trainer's state of the run before.
 
-MixingInstanceSource, which takes ratios, rounds the sequences of every domain down (calculate_sample_sizes in utils.py, then
-SamplingInstanceSource), so that stages would be too short and batches straddle them. Here sequences are given as whole numbers, rounded
-by largest remainder to add up to the batches of a stage. SamplingInstanceSource with one source keeps such a number exactly, and
-where the source is smaller it goes through it again; the loader cuts what does not fill a batch (get_local_indices in data_loader.py).
+MixingInstanceSource, which takes ratios, rounds the sequences of every domain down (calculate_sample_sizes in utils.py,
+then SamplingInstanceSource): stages would be too short, and batches would straddle them. Here, sequences are given as
+whole numbers, rounded by largest remainder to add up to the batches of a stage. SamplingInstanceSource with one source
+keeps such a number exactly, and goes through a source again if it is smaller. The loader cuts what does not fill a
+batch (get_local_indices in data_loader.py).
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def multiple(target: Target) -> int:
 
 
 def export(plan: Plan) -> Export:
-    """Raises: UsageError if a domain's files cannot be told apart, or the run has more sequences than OLMo-core counts."""
+    """Raises: UsageError if two domains share files, a name would be expanded, or there are too many sequences."""
     target = plan.target
     if target.steps * target.batch > _MOST_SEQUENCES:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What every export begins with and ends in."""
+"""What every export is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Target:
-    """The run of the trainer that is exported to. steps: optimiser steps. batch: global batch in sequences. seq_len: tokens per
-    sequence. path: where a domain's tokens lie, with {domain} for its name."""
+    """The run of the trainer that is exported to. steps: optimiser steps. batch: global batch in sequences. seq_len:
+    tokens per sequence. path: where a domain's tokens lie, with {domain} in place of its name."""
 
     steps: int
     batch: int
@@ -24,13 +24,14 @@ class Target:
     path: str
 
     def path_of(self, domain: str) -> str:
+        """Returns where the tokens of this domain lie."""
         return self.path.replace("{domain}", domain)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule as stages on the target's run. domains: K names. stages: they cover all steps. source: one line that says which
-    schedule it is, for comments."""
+    """A schedule as stages on the target's run. domains: the K names. stages: they cover all steps. source: one line
+    for comments that says which schedule it is."""
 
     domains: list[str]
     stages: list[Stage]
@@ -39,13 +40,13 @@ class Plan:
 
     @property
     def weights_NK(self) -> Array:
-        """What was asked of every stage."""
+        """The weights that are asked of every stage. [N, K]"""
         return np.stack([stage.weights_K for stage in self.stages])
 
 
 @dataclass(frozen=True)
 class Export:
-    """files: name to contents. notes: what the user must know or do; one sentence each."""
+    """The files of an export. files: name to contents. notes: what the user must know or do, one sentence each."""
 
     files: dict[str, str]
     notes: list[str]
@@ -60,21 +61,21 @@ class Exporter(Protocol):
     TRAINER: str
 
     def multiple(self, target: Target) -> int:
-        """Stages must begin at multiples of so many optimiser steps."""
+        """Returns the number of optimiser steps at whose multiples stages must begin."""
         ...
 
     def export(self, plan: Plan) -> Export:
-        """Raises: UsageError if the trainer cannot do what the plan asks."""
+        """Returns the files for the trainer. Raises: UsageError if the trainer cannot do what the plan asks."""
         ...
 
     def realised(self, files: dict[str, str], plan: Plan) -> Array:
-        """Shares of sequences that the trainer will draw in every stage, by its own rounding, read from the files; the plan gives no
-        more than the domains and the target. [N, K]"""
+        """Returns the shares of sequences that the trainer will draw in every stage, by its own rounding. They are read
+        from the files; the plan gives only the domains and the target. [N, K]"""
         ...
 
 
 def comment(plan: Plan, trainer: str) -> list[str]:
-    """The first lines of a file that allows comments."""
+    """Returns the first lines of an exported file, for formats that allow comments."""
     target = plan.target
     return [
         f"Domain weights of {plan.source}, exported by acodm for {trainer}.",
@@ -83,7 +84,8 @@ def comment(plan: Plan, trainer: str) -> list[str]:
 
 
 def stage_rows(plan: Plan) -> list[dict[str, Any]]:
-    """Every stage: first step (from 0), steps, samples and tokens drawn before it, weights by domain."""
+    """Returns for every stage its first step (from 0), its steps, the samples and tokens drawn before it, and its
+    weights by domain."""
     target = plan.target
     return [
         {

@@ -1,16 +1,18 @@
 """torchtitan: acodm_mixture.py, a module of config functions, one per stage.
 
-torchtitan has no schedule of weights: a run has one InterleavedHuggingFaceTextDataLoader (torchtitan/hf_datasets/text_datasets.py)
-with one weight per source, so that a stage is a run that ends at the stage's last step and the next stage resumes its checkpoint.
-InterleavedDataset (torchtitan/hf_datasets/interleaved.py) draws the source of every sequence at random by weight / sum of weights:
-nothing is rounded and shares hold on average. Its checkpoint holds the generator and the place in every source, by number, but
-no weights: the next stage goes on where the last one stopped, if sources keep their order, which is why all stages list all.
+torchtitan has no schedule of weights. A run has one InterleavedHuggingFaceTextDataLoader
+(torchtitan/hf_datasets/text_datasets.py) with one weight per source, so a stage is a run that ends at the stage's last
+step, and the next stage resumes its checkpoint. InterleavedDataset (torchtitan/hf_datasets/interleaved.py) draws the
+source of every sequence at random by weight / sum of weights: nothing is rounded, and shares hold on average. Its
+checkpoint holds the generator and the place in every source, by number, but no weights. The next stage goes on where
+the last one stopped if sources keep their order, which is why all stages list all sources.
 
-Sources are loaded whole, not streamed: a streamed datasets.IterableDataset forgets the place that it was given if nothing is read
-of it before the next checkpoint, as in a stage where its weight is zero.
+Sources are loaded whole, not streamed: a streamed datasets.IterableDataset forgets the place that it was given if
+nothing is read from it before the next checkpoint, as in a stage where its weight is zero.
 
-Sources are names in the registry DATASETS of the same module; the file registers acodm-0, acodm-1 and so on, since
-HuggingFaceTextDataset lowers names. `--module acodm_mixture --config stage_0` makes torchtitan/config/manager.py import the file.
+Sources are names in the registry DATASETS of text_datasets.py. The file registers acodm-0, acodm-1 and so on, since
+HuggingFaceTextDataset lowers names. `--module acodm_mixture --config stage_0` makes torchtitan/config/manager.py import
+the file.
 """
 
 from __future__ import annotations

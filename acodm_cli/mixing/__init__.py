@@ -1,1 +1,1 @@
-"""Mixers: what decides the domain weights of each step."""
+"""Mixers, which decide the domain weights of each step."""

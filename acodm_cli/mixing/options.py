@@ -1,61 +1,65 @@
-"""Settings of a mixer out of NAME=VALUE strings."""
+"""Makes a mixer's own settings from NAME=VALUE texts."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from acodm_cli.errors import UsageError
+from acodm_cli.settings import Declared, check, declared
 
 Settings = TypeVar("Settings")
 
 
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of a mixer that has none."""
+
+
 def with_options(defaults: Settings, options: dict[str, str] | None, mixer: str) -> Settings:
-    """A copy of the settings (a dataclass) with some replaced.
+    """Returns a copy of the settings (a dataclass) with some of them replaced.
+
+    options: the new values, as texts by the name of the setting. mixer: the name of the mixer, for messages.
 
     Raises:
-        UsageError: an option that is not a setting, whose value does not have the setting's type, or that the settings refuse
-            (their __post_init__ raises ValueError).
+        UsageError: an option is not a setting, or its value does not have the setting's type or is out of its range.
     """
-    types = get_type_hints(type(defaults))
-    names = [field.name for field in fields(defaults)]  # type: ignore[arg-type]
+    known = declared(type(defaults))  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
     for name, text in (options or {}).items():
-        if name not in names:
-            known = f"known: {', '.join(names)}" if names else "it has none"
-            raise UsageError(f"mixer {mixer} has no option {name!r}; {known}")
+        if name not in known:
+            names = f"known: {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"mixer {mixer} has no option {name!r}; {names}")
         try:
-            changes[name] = _parse(text, types[name])
+            changes[name] = _parsed(text, known[name])
         except ValueError:
-            raise UsageError(f"option {name}={text} of mixer {mixer} is not {_describe(types[name])}") from None
+            raise UsageError(f"option {name}={text} of mixer {mixer} is not {_describe(known[name])}") from None
     try:
-        return replace(defaults, **changes)  # type: ignore[type-var]
+        changed = replace(defaults, **changes)  # type: ignore[type-var]
+        check(changed)
     except ValueError as error:
         raise UsageError(f"mixer {mixer}: {error}") from None
+    return changed
 
 
-def _parse(text: str, kind: Any) -> Any:
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise ValueError(text)
-        return text
-    kinds = get_args(kind) or (kind,)
-    if type(None) in kinds and text.lower() == "none":
+def _parsed(text: str, setting: Declared) -> Any:
+    """Returns the value of a text. Raises ValueError if the text does not have the setting's type."""
+    if setting.optional and text.lower() == "none":
         return None
-    (kind,) = (each for each in kinds if each is not type(None))
-    if kind is bool:
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _refuse(text)
-    value = kind(text)
-    return _refuse(text) if kind is float and not math.isfinite(value) else value
+    if setting.kind is bool:
+        return ("false", "true").index(text.lower()) == 1
+    if setting.kind in (int, float):
+        value = setting.kind(text)
+        if not math.isfinite(value):
+            raise ValueError(text)
+        return value
+    if setting.choices and text not in setting.choices:
+        raise ValueError(text)
+    return text
 
 
-def _refuse(text: str) -> Any:
-    raise ValueError(text)
-
-
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "none"}
-    return " or ".join(names[each] for each in get_args(kind) or (kind,))
+def _describe(setting: Declared) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    known = names.get(setting.kind) or "one of " + ", ".join(setting.choices)
+    return f"{known} or none" if setting.optional else known

@@ -1,6 +1,6 @@
-"""New schedules out of others: a part, a thinner one, a smoother one, an average, a mean over seeds.
+"""New schedules made out of others: a part, a thinner one, a smoother one, an average, a mean over seeds.
 
-What is learned is not composed: none of them holds a policy.
+Policies are not composed: none of the new schedules holds one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Array = NDArray[np.float64]
 
 
 def between(schedule: Schedule, first: int | None, last: int | None) -> Schedule:
-    """Its steps from `first` to `last`, both included; None for no limit.
+    """Returns the part of a schedule from step `first` to step `last`, both included; None sets no limit.
 
     Raises:
-        UsageError: it has no steps there.
+        UsageError: the schedule has no steps in that range.
     """
     step_S = schedule.step_S
     keep_S = (step_S >= (step_S[0] if first is None else first)) & (step_S <= (step_S[-1] if last is None else last))
@@ -41,8 +41,8 @@ def between(schedule: Schedule, first: int | None, last: int | None) -> Schedule
 
 
 def thin(schedule: Schedule, every: int) -> Schedule:
-    """One row for about every so many rows: means of weights, losses and the rest, sums of samples. The rows are equal parts of the
-    run, as far as whole steps allow, since that is how a schedule is read."""
+    """Returns a schedule with a row for about every `every` rows: means of weights, losses and the rest, sums of
+    samples. The rows are equal parts of the run, as far as whole steps allow, since that is how a schedule is read."""
     starts_R = spans(len(schedule), every)
     last_R = np.append(starts_R[1:], len(schedule)) - 1
     return _composed(
@@ -59,14 +59,14 @@ def thin(schedule: Schedule, every: int) -> Schedule:
 
 
 def spans(rows: int, every: int) -> NDArray[np.int64]:
-    """Where the spans of about so many rows begin."""
+    """Returns the row at which each span of about `every` rows begins."""
     parts = -(-rows // min(every, rows))
     return np.linspace(0, rows, parts, endpoint=False).astype(np.int64)
 
 
 def average(schedule: Schedule) -> Schedule:
-    """Its mean weights as a schedule of one row: the static mixture that DoReMi and DoGE train their target with. Nothing but the
-    weights and the samples is of such a mixture."""
+    """Returns the mean weights as a schedule of one row: the static mixture that DoReMi and DoGE train their target
+    with. Only weights, samples and entropy describe such a mixture; all other columns become NaN."""
     mean = thin(schedule, len(schedule))
     kept = {"weight", "samples"}
     per_domain = {n: v if n in kept else np.full_like(v, np.nan) for n, v in mean.per_domain.items()}
@@ -75,7 +75,8 @@ def average(schedule: Schedule) -> Schedule:
 
 
 def smooth(schedule: Schedule, steps: int) -> Schedule:
-    """Weights, losses, rewards and what there is per step as centred moving averages over so many rows, fewer at the ends."""
+    """Returns the schedule with weights, losses, rewards and per-step values as centred moving averages over `steps`
+    rows, fewer at the ends. Samples and validation losses stay as they are."""
     steps = min(steps, 2 * len(schedule))
     starts = np.maximum(np.arange(len(schedule)) - (steps - 1) // 2, 0)
     ends = np.minimum(np.arange(len(schedule)) + steps // 2 + 1, len(schedule))
@@ -90,7 +91,7 @@ def smooth(schedule: Schedule, steps: int) -> Schedule:
         mean_SX = np.divide(sums_SX[ends] - sums_SX[starts], count_SX, out=unknown_SX, where=count_SX > 0)
         return mean_SX.astype(np.float32)
 
-    averaged = schedule.per_domain.keys() & {"weight", "loss", "reward"}
+    averaged = schedule.per_domain.keys() - {"samples", "validation_loss"}
     return _composed(
         schedule,
         f"moving average of {steps} steps",
@@ -100,11 +101,12 @@ def smooth(schedule: Schedule, steps: int) -> Schedule:
 
 
 def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
-    """The mean of several runs, on the steps of the first, aligned by progress; and the standard deviation over runs of the weights,
-    of n - 1, by step and domain. [S, K]
+    """Returns the mean of several runs, and the standard deviation of their weights over the runs. [S, K]
+
+    The runs are aligned by progress, on the steps of the first. The deviation divides by n - 1.
 
     Raises:
-        UsageError: they are of different domains.
+        UsageError: the runs have different domains.
     """
     first = schedules[0]
     ordered = [first, *(other.in_order_of(first.domains) for other in schedules[1:])]
@@ -124,35 +126,46 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
         per_step={
             name: np.stack([_at_progress(run.per_step[name], at_S) for run in ordered]).mean(axis=0)
             for name in first.per_step
+            if all(name in run.per_step for run in ordered)
+        },
+        metrics={
+            name: per
+            for name, per in first.metrics.items()
+            if all(run.metrics.get(name) == per and _holds(run, name) for run in ordered)
         },
     )
     deviation_SK = stacks["weight"].std(axis=0, ddof=1) if len(schedules) > 1 else np.zeros_like(stacks["weight"][0])
-    # What is said of one of them is not said of their mean.
+    # These describe one of the runs, and are not true of their mean.
     info = {
         name: value for name, value in mean.info.items() if name not in ("seed", "title", "paper", "source", "caveat")
     }
-    info["seeds"] = [run.info.get("seed") for run in ordered]
-    mixers = [run.info["mixer"].get("name") for run in ordered if isinstance(run.info.get("mixer"), dict)]
-    if len(set(map(str, mixers))) > 1:
-        info["mixer"] = {"name": ", ".join(dict.fromkeys(map(str, mixers)))}
+    info["seeds"] = [seed for run in ordered for seed in run.run.seeds]
+    mixers = dict.fromkeys(run.run.mixer for run in ordered if run.run.mixer)
+    if len(mixers) > 1:
+        info["mixer"] = {"name": ", ".join(mixers)}
     return replace(mean, info=info), deviation_SK.astype(np.float32)
 
 
+def _holds(schedule: Schedule, column: str) -> bool:
+    return column in schedule.per_step or column in schedule.per_domain
+
+
 def _mean_samples(runs: list[Schedule], rows: int) -> NDArray[np.int32]:
-    """Whole numbers whose sums since the beginning are the means over runs of theirs, rounded. [rows, K]"""
+    """Returns whole samples. Their running sums are the means over the runs of the runs' own, rounded. [rows, K]"""
     edges_E = np.linspace(0, 1, rows + 1)
     sums = [integral(run.per_domain["samples"], edges_E * len(run)) for run in runs]
     return np.diff(np.rint(np.mean(sums, axis=0)), axis=0).astype(np.int32)
 
 
 def _at_progress(values_SX: NDArray[Any], at_R: Array) -> NDArray[np.float32]:
-    """Of the step whose interval of the run holds each point. Validations are rare, and would be lost between steps."""
+    """Returns the values of the step whose interval of the run holds each point. Validations are rare, and would be
+    lost between steps."""
     rows_R = np.minimum((at_R * len(values_SX)).astype(np.int64), len(values_SX) - 1)
     return values_SX[rows_R].astype(np.float32)
 
 
 def means(values_SX: NDArray[Any], starts_R: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Means of what is known over the spans that begin at these rows; NaN where nothing is. [R, …]"""
+    """Returns the means of the known values over the spans that begin at these rows; NaN where none is known. [R, …]"""
     known_SX = np.isfinite(values_SX)
     if known_SX.all():
         counts = np.diff(starts_R, append=len(values_SX)).reshape(-1, *[1] * (values_SX.ndim - 1))

@@ -1,4 +1,4 @@
-"""Reference schedules that come with acodm: published mixtures, by name."""
+"""Reference schedules that come with acodm: published mixtures, found by name."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 
 from acodm_cli.errors import ScheduleError
 
-# In a wheel beside this package's code; in a checkout in schedules/ at its top.
+# The file in a run's folder that holds what the run has recorded so far.
+RECORD = "record.parquet"
+# A wheel has them beside this package's code, a checkout in the folder schedules/ at its top.
 _FOLDERS = (Path(__file__).parents[1] / "reference_schedules", Path(__file__).parents[2] / "schedules")
 
 
 def reference_schedules() -> dict[str, Path]:
-    """Name to file, in order."""
+    """Returns the reference schedules in order: name to file."""
     for folder in _FOLDERS:
         if found := {path.stem: path for path in sorted(folder.glob("*.parquet"))}:
             return found
@@ -20,16 +22,23 @@ def reference_schedules() -> dict[str, Path]:
 
 
 def find_schedule(source: str | Path) -> Path:
-    """The file of a path, or of the name of a reference schedule. A file that is there goes before a name.
+    """Returns the file of a schedule.
+
+    source: a path, the folder of a run that is still going (out.run), or the name of a reference schedule. A file of
+    that name goes before a reference schedule.
 
     Raises:
-        ScheduleError: neither.
+        ScheduleError: the source is none of these, or the run has recorded nothing yet.
     """
     path = Path(source)
     try:
         if path.is_file():
             return path
-    except (OSError, ValueError):  # no name of a file, too long or with a zero byte
+        if path.is_dir() and path.suffix == ".run":
+            if (path / RECORD).is_file():
+                return path / RECORD
+            raise ScheduleError(f"the run of {path} has recorded nothing yet; look again in a moment")
+    except (OSError, ValueError):  # not a possible file name: too long, or with a zero byte
         raise ScheduleError(f"{str(source)[:80]!r}… cannot be a file; give a .parquet file") from None
     known = reference_schedules()
     if str(source) in known:

@@ -1,8 +1,11 @@
 """Schedule file, format version 1: tidy Parquet, one row per (step, domain), everything about the run in its metadata.
 
-Columns: step, tokens (cumulative), domain, weight, samples, loss, reward, validation_loss, and per-step scalars
-repeated in each row. File metadata: `acodm` is JSON about the run, `acodm.policy` the frozen policy as base64 of
-safetensors. There is no pickle anywhere, and what is read is bounded and checked before it is used.
+Columns: step, tokens (cumulative), domain, weight, samples, loss, reward, validation_loss, and per-step scalars that
+are repeated in each row. Further nullable float columns may follow: metrics of a mixer, per step or per domain. In the
+file's metadata, `acodm` is JSON about the run, and `acodm.policy` is the frozen policy as base64 of safetensors. There
+is no pickle anywhere, and what is read is bounded and checked before it is used.
+
+Shape letters: S rows, each of a step or of a span of steps; K domains.
 """
 
 from __future__ import annotations
@@ -10,13 +13,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
-import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +26,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.schedule.info import RunInfo
 from acodm_cli.schedule.library import find_schedule
 from acodm_cli.schedule.timeline import Timeline
-from acodm_cli.writing import partial_prefix
+from acodm_cli.writing import atomic_file, in_short
 
 if TYPE_CHECKING:
     import pandas
@@ -36,8 +38,11 @@ FORMAT_VERSION = 1
 MAX_METADATA_BYTES = 8 * 2**20
 MAX_POLICY_BASE64_BYTES = 384 * 2**20
 MAX_DOMAINS = 10_000
-# About 4 bytes per column of each.
+# A row takes about 4 bytes per column.
 MAX_ROWS = 2**26
+MAX_METRICS = 1000
+# The rows times the columns that are read.
+MAX_CELLS = 2**30
 BLOCK_ROWS = 2**20
 SIMPLEX_TOLERANCE = 1e-3
 
@@ -57,25 +62,30 @@ STEP_COLUMNS = (
     "actor_objective",
     "entropy",
 )
-_NULLABLE = {"loss", "reward", "validation_loss", *STEP_COLUMNS} - {"train_loss", "learning_rate", "entropy"}
+_REQUIRED = {"step", "tokens", "domain", "weight", "samples", "train_loss", "learning_rate", "entropy"}
 
 SCHEMA = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
         pa.field("tokens", pa.int64(), nullable=False),
         pa.field("domain", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        *[pa.field(n, pa.from_numpy_dtype(t), nullable=n in _NULLABLE) for n, t in DOMAIN_COLUMNS.items()],
-        *[pa.field(n, pa.float32(), nullable=n in _NULLABLE) for n in STEP_COLUMNS],
+        *[pa.field(n, pa.from_numpy_dtype(t), nullable=n not in _REQUIRED) for n, t in DOMAIN_COLUMNS.items()],
+        *[pa.field(n, pa.float32(), nullable=n not in _REQUIRED) for n in STEP_COLUMNS],
     ]
 )
+
+
+Per = Literal["step", "domain"]
 
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
     """A schedule in memory.
 
-    domains: K names in order. step_S, tokens_S: int64, cumulative tokens after each step. per_domain: column name to
-    [S, K]; missing values are NaN. per_step: column name to [S]. Of both, those that were read. info: the run, JSON. policy: safetensors bytes.
+    domains: the K names, in order. step_S, tokens_S: int64, the last step of each row and the cumulative tokens after
+    it. per_domain: column name to values [S, K]; missing values are NaN. per_step: column name to values [S]. Both hold
+    only the columns that were read. info: the metadata's JSON object; `run` is the same, typed. policy: safetensors
+    bytes. metrics: every further column of the file, read or not, and whether it is per step or per domain.
     """
 
     domains: list[str]
@@ -85,9 +95,16 @@ class Schedule:
     per_step: dict[str, NDArray[np.float32]]
     info: dict[str, Any] = field(default_factory=dict)
     policy: bytes | None = None
+    metrics: dict[str, Per] = field(default_factory=dict)
+
+    @cached_property
+    def run(self) -> RunInfo:
+        """What the metadata say of the run."""
+        return RunInfo.parse(self.info)
 
     @property
     def weights_SK(self) -> NDArray[np.float64]:
+        """The weights of all rows, as float64. [S, K]"""
         return self.per_domain["weight"].astype(np.float64)
 
     def __len__(self) -> int:
@@ -99,18 +116,20 @@ class Schedule:
 
     @cached_property
     def timeline(self) -> Timeline:
+        """The weights, to be looked up at any point of another run."""
         return Timeline(self.per_domain["weight"], self.step_S, self.tokens_S)
 
     def weights(
         self, *, step: float | None = None, tokens: float | None = None, progress: float | None = None
     ) -> NDArray[np.float64]:
-        """Domain weights at one point of a run, interpolated between the recorded ones; before and after, the nearest. In the
-        order of `domains`. [K]
+        """Returns the domain weights at one point of a run, in the order of `domains`. [K]
 
-        step: optimiser step, from 1. tokens: predicted before the step. progress: share of the run, from 0 to 1.
+        They are interpolated between the recorded rows; before the first and after the last, the nearest row holds.
+
+        step: optimiser step, from 1. tokens: those predicted before the step. progress: share of the run, from 0 to 1.
 
         Raises:
-            ValueError: not exactly one of them is given.
+            ValueError: not exactly one of the three is given.
         """
         given = {
             name: at for name, at in (("step", step), ("tokens", tokens), ("progress", progress)) if at is not None
@@ -126,7 +145,7 @@ class Schedule:
         return look_up[name](at)
 
     def in_order_of(self, domains: list[str]) -> Schedule:
-        """The same with its domains in another order. Raises: UsageError if they are not the same ones."""
+        """Returns the schedule with its domains in another order. Raises: UsageError if these are not its domains."""
         if set(domains) != set(self.domains):
             ours, theirs = (_few(set(a) - set(b)) for a, b in ((self.domains, domains), (domains, self.domains)))
             raise UsageError(f"the domains differ: only in the schedule {ours}; only on the other side {theirs}")
@@ -136,30 +155,22 @@ class Schedule:
 
     # Writing
 
-    def write(self, path: Path) -> None:
-        """Write atomically: the path holds either what it held or the complete new file.
+    def write(self, path: str | Path, durable: bool = True) -> None:
+        """Writes the file atomically: the path holds either what it held before or the complete new file. durable:
+        whether this is so after a power cut too.
 
         Raises:
             UsageError: the path cannot be written.
         """
-        table = self.to_arrow()
+        table, path = self.to_arrow(), Path(path)
         try:
-            descriptor, partial = tempfile.mkstemp(prefix=partial_prefix(path), dir=path.parent)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from None
-        try:
-            with os.fdopen(descriptor, "wb") as file:
+            with atomic_file(path, durable) as file:
                 pq.write_table(table, file, compression="zstd", row_group_size=1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(partial).chmod(0o666 & ~_umask())
-            Path(partial).replace(path)
         except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another --out") from None
-        finally:
-            Path(partial).unlink(missing_ok=True)
+            raise UsageError(f"cannot write {path}: {in_short(error)}; choose another --out") from None
 
     def to_arrow(self) -> pa.Table:
+        """Returns the tidy table with the metadata, as the file holds it; all columns must have been read."""
         steps, num_domains = self.per_domain["weight"].shape
         columns: dict[str, pa.Array] = {
             "step": pa.array(np.repeat(self.step_S, num_domains)),
@@ -168,61 +179,66 @@ class Schedule:
                 pa.array(np.tile(np.arange(num_domains, dtype=np.int32), steps)), pa.array(self.domains, pa.string())
             ),
         }
-        for name in DOMAIN_COLUMNS:
-            columns[name] = pa.array(self.per_domain[name].reshape(-1), from_pandas=name in _NULLABLE)
-        for name in STEP_COLUMNS:
-            columns[name] = pa.array(np.repeat(self.per_step[name], num_domains), from_pandas=name in _NULLABLE)
+        of_domains = [*DOMAIN_COLUMNS, *(name for name, per in self.metrics.items() if per == "domain")]
+        of_steps = [*STEP_COLUMNS, *(name for name, per in self.metrics.items() if per == "step")]
+        for name in of_domains:
+            columns[name] = pa.array(self.per_domain[name].reshape(-1), from_pandas=name not in _REQUIRED)
+        for name in of_steps:
+            columns[name] = pa.array(np.repeat(self.per_step[name], num_domains), from_pandas=name not in _REQUIRED)
+        schema = pa.schema([*SCHEMA, *(pa.field(name, pa.float32()) for name in self.metrics)])
         info = {"format_version": FORMAT_VERSION, "domains": self.domains} | self.info
+        if self.metrics:
+            info["metrics"] = self.metrics
         metadata = {"acodm": json.dumps(info, sort_keys=True)}
         if self.policy is not None:
             metadata["acodm.policy"] = base64.b64encode(self.policy).decode()
-        return pa.table(columns, schema=SCHEMA).replace_schema_metadata(metadata)
+        return pa.table(columns, schema=schema).replace_schema_metadata(metadata)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The tidy table as a dataframe."""
+        """Returns the tidy table as a dataframe; all columns must have been read."""
         return self.to_arrow().to_pandas()
 
     # Reading
 
     @classmethod
     def load(cls, source: str | Path, columns: Collection[str] | None = None) -> Schedule:
-        """A schedule file, or a reference schedule by its name. As `read`."""
+        """Loads a schedule file, a run that is still going (its folder), or a reference schedule by its name.
+
+        columns: the same as for `read`. Raises: ScheduleError if nothing is found, or `read` refuses the file.
+        """
         return cls.read(find_schedule(source), columns)
 
     @classmethod
     def read(cls, path: Path, columns: Collection[str] | None = None) -> Schedule:
-        """Read and check a schedule file.
+        """Reads and checks a schedule file.
 
-        columns: of DOMAIN_COLUMNS and STEP_COLUMNS, those to read besides the weights; the others are left out. None for all.
+        columns: those of DOMAIN_COLUMNS, STEP_COLUMNS and the metrics to read besides the weights; None for all.
 
         Raises:
-            ScheduleError: not there, not a schedule of this format version, truncated, or inconsistent.
+            ScheduleError: the file is missing, not a schedule of this format version, truncated, or inconsistent.
         """
         if not path.is_file():
             raise ScheduleError(f"schedule {path} does not exist or is a folder; give a .parquet file")
-        wanted = [n for n in (*DOMAIN_COLUMNS, *STEP_COLUMNS) if n == "weight" or columns is None or n in columns]
         try:
-            # Without the limit, a crafted footer could ask for any amount of memory.
+            # Without these limits, a crafted footer could ask for any amount of memory.
             limits = {"thrift_string_size_limit": MAX_POLICY_BASE64_BYTES, "thrift_container_size_limit": 10_000_000}
             with pq.ParquetFile(path, page_checksum_verification=True, **limits) as file:
                 info = _read_info(file, path)
-                _check_columns(file.schema_arrow, path)
+                metrics = _check_columns(file.schema_arrow, info.pop("metrics", None), path)
                 policy = _read_policy(file.schema_arrow.metadata, path)
-                return _read_steps(file, wanted, info, policy, path)
+                known = (*DOMAIN_COLUMNS, *STEP_COLUMNS, *metrics)
+                wanted = [name for name in known if name == "weight" or columns is None or name in columns]
+                schedule = _read_steps(file, wanted, metrics, info, path)
+                return replace(schedule, policy=policy)
         except (pa.ArrowException, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-            raise ScheduleError(f"{path} is not a readable Parquet file ({reason}); make or copy it again") from None
+            raise ScheduleError(
+                f"{path} is not a readable Parquet file ({in_short(error, 160)}); make or copy it again"
+            ) from None
 
 
 def _few(names: set[str]) -> str:
     shown = ", ".join(sorted(names)[:5]) or "none"
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read_info(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
@@ -251,12 +267,14 @@ def _read_info(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
     return info
 
 
-def _check_columns(schema: pa.Schema, path: Path) -> None:
-    if set(schema.names) != set(SCHEMA.names) or len(schema.names) != len(SCHEMA.names):
-        odd = sorted(set(schema.names) ^ set(SCHEMA.names)) or sorted(schema.names)
-        raise ScheduleError(
-            f"{path}: missing or unknown columns ({', '.join(odd)}); not a version {FORMAT_VERSION} schedule"
-        )
+def _check_columns(schema: pa.Schema, said: Any, path: Path) -> dict[str, Per]:
+    """Checks the columns and returns the further ones in order, with whether each is per step or per domain. said: what
+    the metadata say of them; a column that they do not mention is read per domain, which is right for both."""
+    missing, further = sorted(set(SCHEMA.names) - set(schema.names)), set(schema.names) - set(SCHEMA.names)
+    if missing:
+        raise ScheduleError(f"{path}: missing columns ({', '.join(missing)}); not a version {FORMAT_VERSION} schedule")
+    if len(set(schema.names)) < len(schema.names) or len(further) > MAX_METRICS:
+        raise ScheduleError(f"{path}: it has columns twice, or more than {MAX_METRICS} of metrics")
     for expected in SCHEMA:
         found = schema.field(expected.name).type
         if expected.name == "domain":
@@ -264,6 +282,14 @@ def _check_columns(schema: pa.Schema, path: Path) -> None:
                 raise ScheduleError(f"{path}: column domain has type {found}, expected dictionary of string")
         elif found != expected.type:
             raise ScheduleError(f"{path}: column {expected.name} has type {found}, expected {expected.type}")
+    metrics: dict[str, Per] = {}
+    for name in (name for name in schema.names if name in further):
+        if schema.field(name).type not in (pa.float32(), pa.float64()):
+            raise ScheduleError(
+                f"{path}: unknown column {name[:80]!r} of type {schema.field(name).type}; metrics are float"
+            )
+        metrics[name] = "step" if isinstance(said, dict) and said.get(name) == "step" else "domain"
+    return metrics
 
 
 def _read_policy(metadata: dict[bytes, bytes], path: Path) -> bytes | None:
@@ -277,15 +303,18 @@ def _read_policy(metadata: dict[bytes, bytes], path: Path) -> bytes | None:
 
 
 def _read_steps(
-    file: pq.ParquetFile, wanted: list[str], info: dict[str, Any], policy: bytes | None, path: Path
+    file: pq.ParquetFile, wanted: list[str], metrics: dict[str, Per], info: dict[str, Any], path: Path
 ) -> Schedule:
-    """In blocks of whole steps: of a million steps, only what is kept of each block is ever in memory at once."""
+    """Reads the rows in blocks of whole steps: even of a million steps, only what is kept of each is ever in memory."""
     domains = info.pop("domains")
     num_domains, num_rows = len(domains), file.metadata.num_rows
     if not 0 < num_rows <= MAX_ROWS or num_rows % num_domains:
         raise ScheduleError(
             f"{path}: {num_rows} rows are not a whole number of steps of {num_domains} domains, or more than {MAX_ROWS}"
         )
+    if num_rows * len(wanted) > MAX_CELLS:
+        raise ScheduleError(f"{path}: {len(wanted)} columns of {num_rows} rows are more than acodm reads")
+    of_domains = {*DOMAIN_COLUMNS, *(name for name, per in metrics.items() if per == "domain")}
     blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in ("step", "tokens", *wanted)}
     for table in _blocks(file, ["step", "tokens", "domain", *wanted], num_domains):
         _check_domains(table.column("domain"), domains, path)
@@ -297,7 +326,7 @@ def _read_steps(
         if "samples" in values and (values["samples"] < 0).any():
             raise ScheduleError(f"{path}: its samples are negative")
         for name, values_BK in values.items():
-            blocks[name].append(values_BK if name in DOMAIN_COLUMNS else values_BK[:, 0].copy())
+            blocks[name].append(values_BK if name in of_domains else values_BK[:, 0].copy())
     columns = {name: np.concatenate(blocks.pop(name)) for name in list(blocks)}
     step_S, tokens_S = columns["step"], columns["tokens"]
     if step_S[0] < 0 or tokens_S[0] < 0 or (step_S[1:] <= step_S[:-1]).any() or (tokens_S[1:] < tokens_S[:-1]).any():
@@ -306,15 +335,15 @@ def _read_steps(
         domains=domains,
         step_S=step_S,
         tokens_S=tokens_S,
-        per_domain={name: columns[name] for name in DOMAIN_COLUMNS if name in wanted},
-        per_step={name: columns[name] for name in STEP_COLUMNS if name in wanted},
+        per_domain={name: columns[name] for name in wanted if name in of_domains},
+        per_step={name: columns[name] for name in wanted if name not in of_domains},
         info=info,
-        policy=policy,
+        metrics=metrics,
     )
 
 
 def _blocks(file: pq.ParquetFile, columns: list[str], num_domains: int) -> Iterator[pa.Table]:
-    """The rows in order, in tables of whole steps."""
+    """Yields the rows in order, in tables of whole steps."""
     rest: list[pa.Table] = []
     rows = max(1, BLOCK_ROWS // num_domains) * num_domains
     for batch in file.iter_batches(batch_size=rows, columns=columns):
@@ -340,19 +369,21 @@ def _check_domains(column: pa.ChunkedArray, domains: list[str], path: Path) -> N
 
 
 def _whole_steps(column: pa.ChunkedArray, num_domains: int) -> list[pa.DictionaryArray]:
-    """Its chunks, if each is of whole steps; else one."""
+    """Returns the chunks of a column if each consists of whole steps, else the column as one chunk."""
     if all(len(chunk) % num_domains == 0 for chunk in column.chunks):
         return column.chunks
     return [column.unify_dictionaries().combine_chunks()]
 
 
 def _values(column: pa.ChunkedArray, name: str, num_domains: int, path: Path) -> NDArray[Any]:
-    """[steps of the block, K]"""
-    if column.null_count and name not in _NULLABLE:
+    """Returns a column of a block of steps, with NaN for missing values. [steps of the block, K]"""
+    if column.null_count and name in _REQUIRED:
         raise ScheduleError(f"{path}: column {name} has missing values")
+    if column.type == pa.float64():
+        column = column.cast(pa.float32())
     if column.null_count:
         column = pc.fill_null(column, float("nan"))
-    # Not by to_numpy, which imports pandas.
+    # to_numpy is avoided: it imports pandas.
     parts = [np.from_dlpack(chunk) for chunk in column.chunks]
     return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, num_domains)
 

@@ -1,4 +1,4 @@
-"""Piecewise-constant stages that are closest to a schedule, for trainers that cannot change their mixture every step."""
+"""The piecewise-constant stages closest to a schedule, for trainers that cannot change their mixture every step."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from acodm_cli.schedule.timeline import integral
 
 Array = NDArray[np.float64]
 
-# Stages may begin at this many places of the run at most: the search takes the square of it.
+# The most places of the run at which stages may begin. The cost of the search grows with the square of it.
 MOST_PLACES = 512
-# More stages must gain so many nats per step; less is rounding.
+# One more stage is worth it if it gains so many nats per step; a smaller gain is rounding.
 LEAST_GAIN = 1e-7
 
 
 @dataclass(frozen=True)
 class Stage:
-    """weights_K hold from optimiser step `first` (from 0) for `steps` steps."""
+    """Constant weights: weights_K hold for `steps` optimiser steps, beginning with step `first`, counted from 0."""
 
     first: int
     steps: int
@@ -29,19 +29,20 @@ class Stage:
 
 
 def find_stages(weights_SK: Array, steps: int, count: int, multiple: int = 1) -> list[Stage]:
-    """The stages that minimise Σ_t KL(w_t ‖ q_t), the nats per sequence by which the stages q misstate the schedule w.
+    """Returns stages q that minimise Σ_t KL(w_t ‖ q_t), the nats per sequence by which they misstate the schedule w.
 
-    weights_SK: on the simplex, stretched over `steps` steps of the target's run. count: stages at most; there are fewer if the
-    run does not have as many places to begin one. multiple: every stage begins at a multiple of so many steps.
+    weights_SK: on the simplex, stretched over the `steps` steps of the target's run. count: the most stages; there are
+    fewer if the run has fewer places to begin one. multiple: every stage begins at a multiple of so many steps.
 
-    Of a span the best constant weights are the mean of its weights, whose divergence is the entropy of that mean less the mean of the
-    entropies. Where spans begin is found by dynamic programming over at most MOST_PLACES evenly spaced places.
+    The best constant weights of a span are the mean of its weights; their divergence is the entropy of that mean less
+    the mean of the entropies. Dynamic programming over at most MOST_PLACES evenly spaced places finds where spans
+    begin.
     """
     assert min(count, steps, multiple) >= 1
     places = -(-steps // multiple)
     edges = np.unique(np.linspace(0, places, min(places, MOST_PLACES) + 1).round().astype(np.int64)) * multiple
     edges[-1] = steps
-    # Σ_t w_t up to every edge, of the schedule taken as a step function of the run's progress.
+    # Σ_t w_t up to every edge. The schedule is taken as a step function of the run's progress.
     sums_EK = integral(weights_SK, edges / steps * len(weights_SK)) * (steps / len(weights_SK))
     first = _boundaries(sums_EK, edges, min(count, len(edges) - 1))
     stages = []
@@ -52,11 +53,12 @@ def find_stages(weights_SK: Array, steps: int, count: int, multiple: int = 1) ->
 
 
 def mean_divergence(weights_SK: NDArray[Any], stages: list[Stage], shares_NK: Array) -> float:
-    """KL(w ‖ shares) per step, in nats, where these shares are drawn in the stages; infinite if they lack what is asked for."""
+    """Returns KL(w ‖ shares) per step, in nats, if the stages draw these shares; infinite if a share is 0 where the
+    schedule's is not."""
     steps = stages[-1].first + stages[-1].steps
     edges_E = np.array([*(stage.first for stage in stages), steps], dtype=np.float64)
     places_E = edges_E / steps * len(weights_SK)
-    # In shares of the run: KL is the cross-entropy less the entropy of the weights themselves.
+    # All sums are in shares of the run. KL is the cross-entropy less the entropy of the weights themselves.
     asked_NK = np.diff(integral(weights_SK, places_E), axis=0) / len(weights_SK)
     with np.errstate(divide="ignore"):
         logs_NK = np.log(np.where(asked_NK > 0, shares_NK, 1.0))
@@ -65,13 +67,13 @@ def mean_divergence(weights_SK: NDArray[Any], stages: list[Stage], shares_NK: Ar
 
 
 def _boundaries(sums_EK: Array, edges: NDArray[np.int64], count: int) -> list[int]:
-    """Indices of the edges where the best `count` spans begin, or fewer where more would not be better."""
+    """Returns the indices of the edges where the best `count` spans begin, or fewer where more would not be better."""
     num_edges = len(edges)
     cost_EE = np.full((num_edges, num_edges), np.inf)
     for end in range(1, num_edges):
         length_E = (edges[end] - edges[:end]).astype(np.float64)
         mean_EK = (sums_EK[end] - sums_EK[:end]) / length_E[:, None]
-        # The entropies of the single steps are the same in any partition.
+        # The entropies of the single steps are left out: they are the same in any partition.
         cost_EE[:end, end] = length_E * entropy(mean_EK)
     best_E = cost_EE[0]
     choices, costs = [], [best_E[-1]]

@@ -11,7 +11,7 @@ from acodm_cli.engine.loss import IGNORED, token_losses
 def domain_gradients(
     model: nn.Module,
     parameters: list[Tensor],
-    tokens_BS: Tensor,
+    tokens_BU: Tensor,
     labels_BT: Tensor,
     domains_B: Tensor,
     num_domains: int,
@@ -21,7 +21,7 @@ def domain_gradients(
     gradients_KP = torch.zeros(num_domains, size, dtype=torch.float64)
     for domain in domains_B.unique().tolist():
         rows = domains_B == domain
-        losses_BT = token_losses(model, tokens_BS[rows, :-1], labels_BT[rows])
+        losses_BT = token_losses(model, tokens_BU[rows, :-1], labels_BT[rows])
         loss = losses_BT.sum() / (labels_BT[rows] != IGNORED).sum()
         gradients = torch.autograd.grad(loss, parameters)
         gradients_KP[domain] = torch.cat([gradient.flatten() for gradient in gradients]).double()

@@ -11,7 +11,7 @@ from torch import distributed, multiprocessing, nn
 
 from acodm_cli.alignment.exact import ExactProbe
 from acodm_cli.alignment.probe import DomainGradients, GradientProbe, Layer, select_layers
-from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
+from acodm_cli.alignment.sketch import SketchProbe
 from acodm_cli.engine.loss import IGNORED, CausalLoss, token_losses
 from acodm_cli.engine.models import build_model, model_config
 from acodm_cli.errors import UsageError
@@ -29,27 +29,27 @@ def make_model(name: str = "pythia-14m", tied: bool = False) -> nn.Module:
 
 def make_batch(missing: bool, mixed_lengths: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    tokens_BS = torch.randint(256, (9, 17), generator=generator)
+    tokens_BU = torch.randint(256, (9, 17), generator=generator)
     domains_B = torch.tensor([0, 3, 1, 2, 0, 4, 3, 0, 1])
     if missing:
         domains_B[domains_B == 3] = 4
-    labels_BT = tokens_BS[:, 1:].clone()
+    labels_BT = tokens_BU[:, 1:].clone()
     if mixed_lengths:
         for row in range(len(labels_BT)):
             labels_BT[row, 4 + row :] = IGNORED
-    return tokens_BS, labels_BT, domains_B
+    return tokens_BU, labels_BT, domains_B
 
 
 def one_pass_gram(
     model: nn.Module,
     layers: dict[str, Layer],
-    tokens_BS: torch.Tensor,
+    tokens_BU: torch.Tensor,
     labels_BT: torch.Tensor,
     domains_B: torch.Tensor,
     micro_batch: int,
 ) -> torch.Tensor:
     probe = ExactProbe(layers, NUM_DOMAINS, halves=False)
-    gradients = watched_step(model, probe, tokens_BS, labels_BT, domains_B, micro_batch)
+    gradients = watched_step(model, probe, tokens_BU, labels_BT, domains_B, micro_batch)
     probe.remove()
     return gradients.gram_KK
 
@@ -57,7 +57,7 @@ def one_pass_gram(
 def watched_step(
     model: nn.Module,
     probe: GradientProbe,
-    tokens_BS: torch.Tensor,
+    tokens_BU: torch.Tensor,
     labels_BT: torch.Tensor,
     domains_B: torch.Tensor,
     micro_batch: int,
@@ -66,10 +66,10 @@ def watched_step(
     tokens_B = (labels_BT != IGNORED).sum(dim=1)
     loss = CausalLoss(model)
     probe.start(step, domains_B, tokens_B)
-    for start in range(0, len(tokens_BS), micro_batch):
+    for start in range(0, len(tokens_BU), micro_batch):
         rows = slice(start, start + micro_batch)
         probe.begin(rows, labels_BT.shape[1])
-        loss(tokens_BS[rows, :-1], labels_BT[rows], 1 / int(tokens_B.sum()), probe)[0].backward()
+        loss(tokens_BU[rows, :-1], labels_BT[rows], 1 / int(tokens_B.sum()), probe)[0].backward()
     return probe.finish()
 
 
@@ -83,12 +83,12 @@ def test_equals_autograd(
 ) -> None:
     model = make_model(model_name)
     layers = select_layers(model, layers_rule)
-    tokens_BS, labels_BT, domains_B = make_batch(missing, mixed_lengths)
+    tokens_BU, labels_BT, domains_B = make_batch(missing, mixed_lengths)
     weights = [layer.weight for layer in layers.values()]
-    gradients_KP = domain_gradients(model, weights, tokens_BS, labels_BT, domains_B, NUM_DOMAINS)
+    gradients_KP = domain_gradients(model, weights, tokens_BU, labels_BT, domains_B, NUM_DOMAINS)
     expected_KK = gradients_KP @ gradients_KP.T
 
-    gram_KK = one_pass_gram(model, layers, tokens_BS, labels_BT, domains_B, micro_batch)
+    gram_KK = one_pass_gram(model, layers, tokens_BU, labels_BT, domains_B, micro_batch)
 
     assert (gram_KK - expected_KK).abs().max() <= 1e-5 * expected_KK.abs().max()
     if missing:
@@ -97,10 +97,10 @@ def test_equals_autograd(
 
 
 def test_model_gradient_is_untouched() -> None:
-    tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
+    tokens_BU, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
     plain, watched = make_model(), make_model()
-    (token_losses(plain, tokens_BS[:, :-1], labels_BT).sum() / labels_BT.numel()).backward()
-    one_pass_gram(watched, select_layers(watched, "all"), tokens_BS, labels_BT, domains_B, 9)
+    (token_losses(plain, tokens_BU[:, :-1], labels_BT).sum() / labels_BT.numel()).backward()
+    one_pass_gram(watched, select_layers(watched, "all"), tokens_BU, labels_BT, domains_B, 9)
     for expected, found in zip(plain.parameters(), watched.parameters(), strict=True):
         assert expected.grad is not None
         assert found.grad is not None
@@ -114,8 +114,8 @@ def test_one_forward_and_one_backward() -> None:
     block = select_layers(model, "mlp")["gpt_neox.layers.0.mlp.dense_h_to_4h"]
     block.register_forward_hook(lambda *_: calls.__setitem__("forward", calls["forward"] + torch.is_grad_enabled()))
     block.register_full_backward_hook(lambda *_: calls.__setitem__("backward", calls["backward"] + 1))
-    tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
-    one_pass_gram(model, select_layers(model, "all"), tokens_BS, labels_BT, domains_B, 4)
+    tokens_BU, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
+    one_pass_gram(model, select_layers(model, "all"), tokens_BU, labels_BT, domains_B, 4)
     assert calls == {"forward": 3, "backward": 3}
 
 
@@ -138,16 +138,16 @@ def test_equals_autograd_in_every_situation(estimator: str, model_name: str, sit
     model = make_model(model_name, tied=situation == "tied")
     if situation == "checkpointing":
         model.gradient_checkpointing_enable()  # type: ignore[operator]
-    batch = tokens_BS, labels_BT, domains_B = make_batch(missing=True, mixed_lengths=True)
+    batch = tokens_BU, labels_BT, domains_B = make_batch(missing=True, mixed_lengths=True)
     layers = select_layers(model, "all")
     weights = list({id(layer.weight): layer.weight for layer in layers.values()}.values())
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=situation == "bf16")
     with autocast:
-        gradients_KP = domain_gradients(model, weights, tokens_BS, labels_BT, domains_B, NUM_DOMAINS)
+        gradients_KP = domain_gradients(model, weights, tokens_BU, labels_BT, domains_B, NUM_DOMAINS)
     probe = (
         ExactProbe(layers, NUM_DOMAINS, halves=True)
         if estimator == "exact"
-        else SketchProbe(layers, NUM_DOMAINS, True, 0, SketchSettings(size=512))
+        else SketchProbe(layers, NUM_DOMAINS, True, 0, 512)
     )
     if situation == "compiled":
         torch._dynamo.reset()
@@ -205,6 +205,7 @@ def test_a_layer_that_sees_some_tokens_only_is_named() -> None:
         own(torch.zeros(5, own.weight.shape[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["exact", "sketch"])
 def test_two_ranks_see_what_one_sees(estimator: str, tmp_path: Path) -> None:
     """Each rank runs its rows of the global batch; one all-reduce later both hold the Gram matrix of the whole."""
@@ -224,13 +225,13 @@ def gradients_of_rank(estimator: str, rows: slice) -> DomainGradients:
     probe: GradientProbe = (
         ExactProbe(layers, NUM_DOMAINS, halves=True)
         if estimator == "exact"
-        else SketchProbe(layers, NUM_DOMAINS, True, 0, SketchSettings(16, 3))
+        else SketchProbe(layers, NUM_DOMAINS, True, 0, 16, 3)
     )
-    tokens_BS, labels_BT, domains_B = make_batch(missing=True, mixed_lengths=True)
+    tokens_BU, labels_BT, domains_B = make_batch(missing=True, mixed_lengths=True)
     tokens_B = (labels_BT != IGNORED).sum(dim=1)
     probe.start(7, domains_B, tokens_B)
     probe.begin(rows, labels_BT.shape[1])
-    CausalLoss(model)(tokens_BS[rows, :-1], labels_BT[rows], 1 / int(tokens_B.sum()), probe)[0].backward()
+    CausalLoss(model)(tokens_BU[rows, :-1], labels_BT[rows], 1 / int(tokens_B.sum()), probe)[0].backward()
     return probe.finish()
 
 
@@ -256,8 +257,8 @@ def test_gradients_stay_on_the_device() -> None:
     model = make_model().cuda()
     layers = select_layers(model, "all")
     probe = ExactProbe(layers, NUM_DOMAINS, halves=False)
-    tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
-    watched_step(model, probe, tokens_BS.cuda(), labels_BT.cuda(), domains_B, 9)
+    tokens_BU, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=False)
+    watched_step(model, probe, tokens_BU.cuda(), labels_BT.cuda(), domains_B, 9)
     assert all(virtual.grad is not None and virtual.grad.is_cuda for virtual in probe.virtual.values())
 
 
@@ -266,16 +267,16 @@ def test_halves_give_the_self_term_of_independent_samples() -> None:
     model = make_model()
     layers = select_layers(model, "all")
     weights = [layer.weight for layer in layers.values()]
-    tokens_BS, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=True)
+    tokens_BU, labels_BT, domains_B = make_batch(missing=False, mixed_lengths=True)
     probe = ExactProbe(layers, NUM_DOMAINS, halves=True)
-    found = watched_step(model, probe, tokens_BS, labels_BT, domains_B, 4)
+    found = watched_step(model, probe, tokens_BU, labels_BT, domains_B, 4)
     probe.remove()
     halves_B = torch.zeros_like(domains_B)
     for domain in range(NUM_DOMAINS):
         rows = (domains_B == domain).nonzero().squeeze(1)
         halves_B[rows[1::2]] = 1
-    halves_GP = domain_gradients(model, weights, tokens_BS, labels_BT, 2 * domains_B + halves_B, 2 * NUM_DOMAINS)
-    whole_KP = domain_gradients(model, weights, tokens_BS, labels_BT, domains_B, NUM_DOMAINS)
+    halves_GP = domain_gradients(model, weights, tokens_BU, labels_BT, 2 * domains_B + halves_B, 2 * NUM_DOMAINS)
+    whole_KP = domain_gradients(model, weights, tokens_BU, labels_BT, domains_B, NUM_DOMAINS)
     assert torch.allclose(found.gram_KK, whole_KP @ whole_KP.T, rtol=1e-4, atol=1e-6)
     for domain in range(NUM_DOMAINS):
         if (domains_B == domain).sum() < 2:

@@ -19,31 +19,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acodm_cli.alignment.exact import ExactProbe
+from acodm_cli.alignment.estimators import make_probe
 from acodm_cli.alignment.gram import gradient_alignment
-from acodm_cli.alignment.probe import DomainGradients, GradientProbe, select_layers
-from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
-from acodm_cli.corpus.corpus import open_corpus
+from acodm_cli.alignment.probe import DomainGradients, GradientProbe
+from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.sampler import Batch
-from acodm_cli.engine.device import choose_compute
 from acodm_cli.engine.loss import token_losses
-from acodm_cli.engine.models import build_model, model_config
-from acodm_cli.engine.trainer import Trainer, TrainSettings
-from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
+from acodm_cli.engine.trainer import Trainer
+from acodm_cli.mixing.baselines.static import uniform_weights
 from acodm_cli.mixing.mixer import Array
+from acodm_cli.runs.build import build_run
+from acodm_cli.runs.settings import RunSettings
 from tests.benchmarks.environment import save
 
 BATCHES, PER_BATCH, EMA = 40, 20, 0.9
 THREE_MLP_LAYERS = "*.layers.0.mlp.dense_4h_to_h,*.layers.2.mlp.dense_4h_to_h,*.layers.4.mlp.dense_4h_to_h"
 
 
-def estimators(quick: bool) -> dict[str, tuple[str, SketchSettings | None]]:
-    """name -> (layers, sketch or None for exact)"""
-    chosen: dict[str, tuple[str, SketchSettings | None]] = {
-        "exact, all layers": ("all", None),
-        "exact, all but the input embedding": ("attention,mlp,unembedding", None),
-        "exact, the publication's three MLP layers": (THREE_MLP_LAYERS, None),
-        "exact, unembedding": ("unembedding", None),
+def estimators(quick: bool) -> dict[str, AlignmentSettings]:
+    """name -> what to look at and how"""
+
+    def exact(layers: str) -> AlignmentSettings:
+        return AlignmentSettings("exact", alignment_layers=layers)
+
+    chosen = {
+        "exact, all layers": exact("all"),
+        "exact, all but the input embedding": exact("attention,mlp,unembedding"),
+        "exact, the publication's three MLP layers": exact(THREE_MLP_LAYERS),
+        "exact, unembedding": exact("unembedding"),
     }
     tried = (
         [(64, 1), (64, 3)]
@@ -51,7 +54,7 @@ def estimators(quick: bool) -> dict[str, tuple[str, SketchSettings | None]]:
         else [(32, 1), (64, 1), (128, 1), (32, 3), (64, 2), (64, 3), (64, 6), (128, 3), (128, 6)]
     )
     for size, rotation in tried:
-        chosen[f"sketch, size {size}, rotation {rotation}"] = ("all", SketchSettings(size, rotation))
+        chosen[f"sketch, size {size}, rotation {rotation}"] = AlignmentSettings("sketch", size, rotation)
     return chosen
 
 
@@ -60,8 +63,8 @@ def full_gradients(model: nn.Module, batch: Batch, num_domains: int) -> Tensor:
     parameters = list(model.parameters())
     rows = []
     for domain in range(num_domains):
-        tokens_BS = batch.tokens_BS[batch.domains_B == domain]
-        loss = token_losses(model, tokens_BS[:, :-1], tokens_BS[:, 1:]).mean()
+        tokens_BU = batch.tokens_BU[batch.domains_B == domain]
+        loss = token_losses(model, tokens_BU[:, :-1], tokens_BU[:, 1:]).mean()
         rows.append(torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)]))
     return torch.stack(rows)
 
@@ -71,7 +74,7 @@ def look(trainer: Trainer, probes: dict[str, GradientProbe], batch: Batch, numbe
     for probe in probes.values():
         probe.start(number, batch.domains_B, torch.full_like(batch.domains_B, trainer.settings.seq_len))
         probe.begin(slice(None), trainer.settings.seq_len)
-    losses_BT = token_losses(trainer.model, batch.tokens_BS[:, :-1], batch.tokens_BS[:, 1:])
+    losses_BT = token_losses(trainer.model, batch.tokens_BU[:, :-1], batch.tokens_BU[:, 1:])
     losses_BT.mean().backward()
     found = {name: probe.finish() for name, probe in probes.items()}
     trainer.model.zero_grad()
@@ -90,7 +93,7 @@ def pearson(a: Array, b: Array) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def measure(trainer: Trainer, chosen: dict[str, tuple[str, SketchSettings | None]]) -> dict[str, Any]:
+def measure(trainer: Trainer, chosen: dict[str, AlignmentSettings]) -> dict[str, Any]:
     num_domains = len(trainer.corpus.names)
     off_diagonal = ~np.eye(num_domains, dtype=bool)
     batches = [trainer.sampler.draw(uniform_weights(num_domains)) for _ in range(BATCHES)]
@@ -100,13 +103,7 @@ def measure(trainer: Trainer, chosen: dict[str, tuple[str, SketchSettings | None
         truths.append((gradients_KP @ gradients_KP.T).double().numpy())
         naive_K += np.diag(truths[-1]) / BATCHES
         mean_KP = mean_KP + gradients_KP / BATCHES
-    probes: dict[str, GradientProbe] = {}
-    for name, (rule, sketch) in chosen.items():
-        layers = select_layers(trainer.model, rule)
-        if sketch is None:
-            probes[name] = ExactProbe(layers, num_domains, True)
-        else:
-            probes[name] = SketchProbe(layers, num_domains, True, 0, sketch)
+    probes = {name: make_probe(trainer.model, num_domains, how, seed=0) for name, how in chosen.items()}
     looks = [look(trainer, probes, batch, number) for number, batch in enumerate(batches)]
     for probe in reversed(probes.values()):
         probe.remove()
@@ -162,15 +159,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    compute = choose_compute("cpu", "fp32")
-    corpus = open_corpus(options.data, options.tokenizer, options.cache_dir)
-    config = model_config("pythia-14m", corpus.tokenizer.padded_vocab_size, options.seq_len)
-    settings = TrainSettings(
-        steps=1000, batch=options.train_batch, micro_batch=options.train_batch, seq_len=options.seq_len, lr=1e-3,
-        lr_warmup=0.01, weight_decay=0.1, clip=1.0, seed=0, validate_every=10**6, validation_sequences=1,
+    settings = RunSettings(
+        data=options.data, tokenizer=options.tokenizer, cache_dir=options.cache_dir, mixer="uniform", steps=1000,
+        batch=options.train_batch, seq_len=options.seq_len, lr=1e-3, validate_every=10**6, validation_sequences=1, device="cpu",
+        dtype="fp32",
     )  # fmt: skip
-    mixer = StaticMixer(uniform_weights(len(corpus.names)))
-    trainer = Trainer(build_model(config, 0, compute.device), corpus, mixer, settings, compute)
+    trainer = build_run(settings).trainer
     points = {}
     steps = trainer.steps()
     for point in options.points:

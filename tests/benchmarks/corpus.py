@@ -28,13 +28,14 @@ import pyarrow.parquet as pq
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.readers import Fields
 from acodm_cli.corpus.sampler import Sampler
 from acodm_cli.corpus.sources import HubSource
 from acodm_cli.corpus.token_store import DomainStore, TokenStore, open_source
 from acodm_cli.corpus.tokenizer import load_tokenizer
 from tests.benchmarks.environment import save
+from tests.conftest import opened
 from tests.corpus import forms
 
 
@@ -50,25 +51,25 @@ def same(found: Corpus, expected: Corpus) -> bool:
 def measure_forms(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(options.tokenizer)
     cache = str(folder / "cache")
-    expected = open_corpus(options.data, options.tokenizer, cache)
+    expected = opened(options.data, options.tokenizer, cache)
     texts = forms.read_folders(Path(options.data))
     result: dict[str, Any] = {"tokens": int(expected.tokens_K.sum()), "domains": len(expected.names), "same": {}}
 
-    def compare(form: str, data: Path, fields: Fields) -> None:
-        result["same"][form] = same(open_corpus(str(data), options.tokenizer, cache, fields=fields), expected)
+    def compare(form: str, data: Path, domain_field: str | None) -> None:
+        result["same"][form] = same(opened(data, options.tokenizer, cache, domain_field), expected)
         print(f"{form:30} {result['same'][form]}", flush=True)
         shutil.rmtree(folder / "data")
 
     for form, (write, inside, domain_field) in forms.FORMS.items():
         write(texts, folder / "data")
-        compare(form, folder / "data" / inside, Fields(domain=domain_field))
+        compare(form, folder / "data" / inside, domain_field)
     for form, (write_tokens, inside) in forms.TOKEN_FORMS.items():
         try:
             write_tokens(texts, folder / "data", tokenizer)
         except ImportError:
             result["same"][form] = "not installed"
             continue
-        compare(form, folder / "data" / inside, Fields())
+        compare(form, folder / "data" / inside, None)
     forms.write_dataset(texts, folder / "data")
     source = HubSource(None, str(folder / "data"), Fields(domain="meta.pile_set_name"))
     stores = open_source(source, tokenizer, folder / "cache", lambda *_: None)
@@ -89,7 +90,7 @@ def measure_throughput(options: argparse.Namespace, folder: Path) -> dict[str, A
             if kind == "bare":
                 backend.encode_batch(texts, add_special_tokens=False)
             else:
-                open_corpus(options.data, options.tokenizer, str(folder / f"cache{turn}"))
+                opened(options.data, options.tokenizer, folder / f"cache{turn}")
             seconds[kind].append(time.perf_counter() - started)
             print(kind, f"{seconds[kind][-1]:.2f} s", flush=True)
     ratios = [bare / ours for bare, ours in zip(seconds["bare"], seconds["ours"], strict=True)]

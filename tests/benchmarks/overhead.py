@@ -23,21 +23,18 @@ import tokenizers
 import torch
 from tokenizers import models
 
-from acodm_cli.alignment import sketch
-from acodm_cli.alignment.exact import ExactProbe
-from acodm_cli.alignment.probe import GradientProbe, select_layers
-from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
-from acodm_cli.config import DEFAULT_ALIGNMENT_ROTATION, DEFAULT_ALIGNMENT_SIZE
+from acodm_cli.alignment import block_sketch, sketch
+from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.token_store import DomainStore, TokenStore
 from acodm_cli.corpus.tokenizer import Tokenizer
-from acodm_cli.engine.device import choose_compute
-from acodm_cli.engine.models import build_model, model_config
-from acodm_cli.engine.trainer import Trainer, TrainSettings
+from acodm_cli.engine.trainer import Trainer
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.settings import DEFAULT
 from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
 from acodm_cli.mixing.mixer import Mixer
+from acodm_cli.runs.build import build_run
+from acodm_cli.runs.settings import RunSettings
 from tests.benchmarks.environment import save
 
 VOCABULARY = 50277
@@ -55,25 +52,15 @@ def random_corpus(num_domains: int) -> Corpus:
 
 
 def make_trainer(options: argparse.Namespace, kind: str, num_domains: int) -> Trainer:
-    compute = choose_compute(options.device, options.dtype)
-    corpus = random_corpus(num_domains)
-    model = build_model(
-        model_config(options.model, corpus.tokenizer.padded_vocab_size, options.seq_len), 0, compute.device
-    )
+    settings = RunSettings(
+        model=options.model, steps=10_000, batch=options.batch, micro_batch=options.micro_batch or options.batch,
+        seq_len=options.seq_len, lr=1e-3, validate_every=10**6, validation_sequences=1, device=options.device,
+        dtype=options.dtype, compile="off", alignment=options.alignment, alignment_size=options.size,
+        alignment_rotation=options.rotation,
+    )  # fmt: skip
     prior_K = uniform_weights(num_domains)
     mixer: Mixer = StaticMixer(prior_K) if kind == "static" else AcOdmLearner(prior_K, DEFAULT, seed=0)
-    probe: GradientProbe | None = None
-    if kind == "learning":
-        layers = select_layers(model, "all")
-        if options.alignment == "exact":
-            probe = ExactProbe(layers, num_domains, True)
-        else:
-            probe = SketchProbe(layers, num_domains, True, 0, SketchSettings(options.size, options.rotation))
-    settings = TrainSettings(
-        steps=10_000, batch=options.batch, micro_batch=options.micro_batch or options.batch, seq_len=options.seq_len,
-        lr=1e-3, lr_warmup=0.01, weight_decay=0.1, clip=1.0, seed=0, validate_every=10**6, validation_sequences=1,
-    )  # fmt: skip
-    return Trainer(model, corpus, mixer, settings, compute, probe)
+    return build_run(settings, corpus=random_corpus(num_domains), mixer=mixer, warn=lambda _: None).trainer
 
 
 def measure_time(options: argparse.Namespace, num_domains: int) -> dict[str, Any]:
@@ -124,8 +111,9 @@ def time_of_parts(options: argparse.Namespace, num_domains: int, steps: int = 12
     timed(trainer.norms, "read", "weight norms")
     timed(trainer.probe, "start", "signs and groups")
     timed(trainer.probe, "begin", "signs and groups")
-    timed(trainer.probe, "finish", "Gram matrix")
-    timed(sketch.BlockSketch, "__call__", "block sketches, the logits' included")
+    timed(trainer.probe, "gram", "Gram matrix")
+    timed(trainer.probe, "read", "Gram matrix")
+    timed(block_sketch.BlockSketch, "__call__", "block sketches, the logits' included")
     timed(sketch, "sums_by_group", "sums of outer products")
     for _ in range(steps):
         next(running)
@@ -161,8 +149,8 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--alignment", choices=["sketch", "exact"], default="sketch")
-    parser.add_argument("--size", type=int, default=DEFAULT_ALIGNMENT_SIZE)
-    parser.add_argument("--rotation", type=int, default=DEFAULT_ALIGNMENT_ROTATION)
+    parser.add_argument("--size", type=int, default=AlignmentSettings.alignment_size)
+    parser.add_argument("--rotation", type=int, default=AlignmentSettings.alignment_rotation)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--pairs", type=int, default=30)

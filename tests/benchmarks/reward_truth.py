@@ -18,16 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from acodm_cli.alignment.probe import select_layers
-from acodm_cli.alignment.sketch import SketchProbe, SketchSettings
-from acodm_cli.config import DEFAULT_ALIGNMENT_ROTATION, DEFAULT_ALIGNMENT_SIZE
-from acodm_cli.corpus.corpus import open_corpus
-from acodm_cli.engine.device import choose_compute
-from acodm_cli.engine.models import build_model, model_config, published_lr
-from acodm_cli.engine.trainer import Trainer, TrainSettings
+from acodm_cli.alignment.estimators import make_probe
+from acodm_cli.alignment.settings import AlignmentSettings
+from acodm_cli.engine.trainer import Trainer
 from acodm_cli.mixing.acodm.reward import AlignmentReward, domain_costs
 from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
 from acodm_cli.mixing.mixer import Array
+from acodm_cli.runs.build import build_run
+from acodm_cli.runs.settings import RunSettings
 from tests.benchmarks.alignment_error import EMA, look, pearson
 from tests.benchmarks.environment import save
 
@@ -38,8 +36,7 @@ def rewards(trainer: Trainer, looks: int) -> dict[str, Array]:
     weights_K = uniform_weights(num_domains)
     losses_K = trainer.observation.losses_K
     costs_K = domain_costs(losses_K, "perplexity")
-    sketch = SketchSettings(DEFAULT_ALIGNMENT_SIZE, DEFAULT_ALIGNMENT_ROTATION)
-    probe = SketchProbe(select_layers(trainer.model, "all"), num_domains, True, 0, sketch)
+    probe = make_probe(trainer.model, num_domains, AlignmentSettings(), seed=0)
     default, paper = AlignmentReward(num_domains, EMA), AlignmentReward(num_domains, EMA)
     found: dict[str, Array] = {"loss": losses_K}
     for number in range(looks):
@@ -100,15 +97,12 @@ def main() -> None:
     parser.add_argument("--looks", type=int, default=40, help="batches that the rewards are averaged over")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    compute = choose_compute("cpu", "bf16")
-    corpus = open_corpus(options.data, options.tokenizer, options.cache_dir)
-    config = model_config("pythia-14m", corpus.tokenizer.padded_vocab_size, 128)
-    settings = TrainSettings(
-        steps=600, batch=32, micro_batch=32, seq_len=128, lr=published_lr("pythia-14m"), lr_warmup=0.01, weight_decay=0.1, clip=1.0,
-        seed=options.seed, validate_every=10**6, validation_sequences=32,
+    settings = RunSettings(
+        data=options.data, tokenizer=options.tokenizer, cache_dir=options.cache_dir, mixer="uniform", steps=600, seed=options.seed,
+        validate_every=10**6, validation_sequences=32, device="cpu", dtype="bf16",
     )  # fmt: skip
-    mixer = StaticMixer(uniform_weights(len(corpus.names)))
-    trainer = Trainer(build_model(config, options.seed, compute.device), corpus, mixer, settings, compute)
+    trainer = build_run(settings).trainer
+    mixer = trainer.mixer
     points: dict[str, Any] = {}
     for point in options.points:
         run = trainer.steps()
@@ -120,7 +114,7 @@ def main() -> None:
         trainer.load_state_dict(state)
         trainer.mixer = mixer
     fork = {"branch": options.branch, "raise": options.raised, "looks": options.looks, "seed": options.seed}
-    save("reward_truth", {**fork, "domains": corpus.names, "points": points}, options.out)
+    save("reward_truth", {**fork, "domains": trainer.corpus.names, "points": points}, options.out)
 
 
 if __name__ == "__main__":

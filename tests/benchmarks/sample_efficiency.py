@@ -147,7 +147,7 @@ class Bench:
         if name == "ac-odm-paper":
             common += ["--agent", "paper"]
             name = "ac-odm"
-        if self.options.prior:
+        if self.options.prior and mixer.partition(":")[0] not in {*STATIC, "hindsight"}:
             common += ["--prior", self.options.prior]
         pairs = [part for option in options for part in ("--mixer-option", option)]
         return ["acodm", "proxy-train", "--mixer", name, *pairs, *common]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from tests.commands.conftest import acodm, contents
+from tests.command_line import acodm, contents
 from tests.conftest import write_corpus
 
 
@@ -47,6 +47,10 @@ def test_unknown_model(small: list[object], out: Path) -> None:
         (["proxy-train", "--dtype", "fp8"], "use auto, bf16 or fp32"),
         (["proxy-train", "--mixer-option", "gama=0"], "has no option 'gama'"),
         (["proxy-train", "--mixer-option", "gamma"], "is not NAME=VALUE"),
+        (["proxy-train", "--mixer-option", "gamma=0", "--mixer-option", "gamma=1"], "gamma is given twice"),
+        (["proxy-train", "--mixer", "doremy"], "--mixer doremy; did you mean doremi?"),
+        (["proxy-train", "--parallel", "tensor"], "--parallel tensor; give one of ddp, fsdp"),
+        (["proxy-train", "--track", "excel"], "--track excel; give one of jsonl, tensorboard"),
         (["proxy-train", "--alignment-layers", "convolution"], "selects no layer"),
         (["proxy-train", "--nonsense"], "--nonsense"),
         (["proxy-train", "--mixer-option", "ema=1"], "ema = 1.0; give a number from 0 to below 1"),

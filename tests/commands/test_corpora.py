@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from acodm_cli.schedule.schedule import Schedule
-from tests.commands.conftest import acodm, contents
+from tests.command_line import acodm, contents
 from tests.corpus import forms
 
 

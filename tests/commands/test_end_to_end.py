@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from acodm_cli.schedule.schedule import Schedule
-from tests.commands.conftest import acodm, contents
+from tests.command_line import acodm, contents
 
 
 def test_proxy_train_leaves_a_schedule_and_nothing_else(proxy: Path) -> None:

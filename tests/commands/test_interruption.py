@@ -15,7 +15,7 @@ import pytest
 
 from acodm_cli.schedule.schedule import Schedule
 from tests.chaos import chaos
-from tests.commands.conftest import acodm, start_acodm
+from tests.command_line import acodm, start_acodm
 
 
 def stop_at_step(step: int, number: signal.Signals, *arguments: object) -> tuple[int, str]:
@@ -87,6 +87,7 @@ def test_killed_run_resumes_from_its_last_checkpoint(small: list[object], tmp_pa
     assert int(step[1]) >= 20
 
 
+@pytest.mark.slow
 def test_unfinished_run_is_not_overwritten(small: list[object], tmp_path: Path) -> None:
     out = tmp_path / "a.parquet"
     process = start_acodm("proxy-train", "--steps", 5000, "--checkpoint-every", 5, "--out", out, *small)
@@ -104,6 +105,7 @@ def test_unfinished_run_is_not_overwritten(small: list[object], tmp_path: Path) 
     assert "acodm proxy-train" in acodm("apply", "--out", out, "--resume").stderr
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(small: list[object], tmp_path: Path) -> None:
     out = tmp_path / "a.parquet"
     process = start_acodm("proxy-train", "--steps", 5000, "--out", out, *small)
@@ -124,6 +126,7 @@ def test_two_runs_do_not_share_a_folder(small: list[object], tmp_path: Path) -> 
     assert acodm("proxy-train", "--out", out, "--steps", 3, "--force", *small).code == 0
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_passed_over(small: list[object], tmp_path: Path) -> None:
     """A flipped byte in the newest: the run goes on from the one before, and ends as if nothing had happened."""
     whole, out = tmp_path / "whole.parquet", tmp_path / "a.parquet"
@@ -141,6 +144,7 @@ def test_damaged_checkpoints_are_passed_over(small: list[object], tmp_path: Path
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_without_an_intact_checkpoint_nothing_is_lost(small: list[object], tmp_path: Path) -> None:
     out = tmp_path / "a.parquet"
     how = ["proxy-train", "--steps", 60, "--checkpoint-every", 20, *small]
@@ -153,6 +157,7 @@ def test_without_an_intact_checkpoint_nothing_is_lost(small: list[object], tmp_p
     assert list((tmp_path / "a.run").glob("step-*.pt"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(small: list[object], tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     whole, out = tmp_path / "whole.parquet", tmp_path / "a.parquet"
@@ -175,6 +180,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(small: list[object], tmp_path: P
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_changed_corpus_is_not_resumed(data: Path, small: list[object], tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "corpus")
     options = [tmp_path / "corpus" if option == data else option for option in small]
@@ -189,6 +195,7 @@ def test_a_changed_corpus_is_not_resumed(data: Path, small: list[object], tmp_pa
     assert list((tmp_path / "a.run").glob("step-*.pt"))
 
 
+@pytest.mark.slow
 def test_a_changed_schedule_is_not_resumed(proxy: Path, small: list[object], tmp_path: Path) -> None:
     schedule, out = tmp_path / "s.parquet", tmp_path / "a.parquet"
     shutil.copy(proxy, schedule)
@@ -206,6 +213,7 @@ def test_a_changed_schedule_is_not_resumed(proxy: Path, small: list[object], tmp
     assert acodm("apply", "--out", out, "--resume").code == 0
 
 
+@pytest.mark.slow
 def test_keeps_as_many_checkpoints_as_asked(small: list[object], tmp_path: Path) -> None:
     out = tmp_path / "a.parquet"
     how = ["proxy-train", "--steps", 60, "--checkpoint-every", 2, "--keep-checkpoints", 4, *small]

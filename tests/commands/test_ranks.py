@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from acodm_cli.schedule.schedule import Schedule
-from tests.commands.conftest import start_acodm
+from tests.command_line import start_acodm
 from tests.commands.test_interruption import stop_at_step
 
 STEPS = 30
@@ -75,6 +75,7 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one_and_on_two(
         assert_same_run(tmp_path / f"{name}.parquet", alone / "a.parquet")
 
 
+@pytest.mark.slow
 def test_errors_of_ranks_are_one_line(small: list[object], tmp_path: Path) -> None:
     for options, code, message in (
         (["--batch", 7], 2, "--batch 7 cannot be shared by 2 ranks; give a multiple of 2"),

@@ -20,11 +20,13 @@ def imported_by(*arguments: object) -> set[str]:
     return set(done.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["proxy-train", "--help"], ["apply", "--help"]])
 def test_help_is_light(arguments: list[str]) -> None:
     modules = imported_by(*arguments)
     assert not modules & {*HEAVY, "numpy", "pyarrow"}
 
 
+@pytest.mark.slow
 def test_inspect_does_without_torch(proxy: Path) -> None:
     assert not imported_by("inspect", proxy) & {"torch", "transformers", "datasets"}

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.embedded import embedded_corpus
 from acodm_cli.corpus.readers import read_documents
 from acodm_cli.corpus.tokenizer import load_tokenizer
 from acodm_cli.errors import ScheduleError, UsageError
-from tests.conftest import DOMAINS, generate_documents, write_corpus
+from tests.conftest import DOMAINS, generate_documents, opened, write_corpus
 
 
 def files_in(folder: Path) -> set[Path]:
@@ -45,7 +45,7 @@ def test_formats_give_the_same_tokens(tmp_path: Path, tokenizer_file: Path, corp
         (tmp_path / f"data/d/{i:03}.txt").write_text(text)
     with pa.CompressedOutputStream(str(tmp_path / "data/e/x.jsonl.zst"), "zstd") as stream:
         stream.write(lines.encode())
-    found = open_corpus(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "cache"))
+    found = opened(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "cache"))
     for domain in found.domains[1:]:
         assert np.array_equal(domain.train.tokens, found.domains[0].train.tokens)
         assert np.array_equal(domain.validation.tokens, found.domains[0].validation.tokens)
@@ -60,7 +60,7 @@ def test_a_single_long_document_is_split(tmp_path: Path, tokenizer_file: Path) -
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "book.txt").write_text(" ".join(generate_documents("prose", 50, 0)))
-    corpus = open_corpus(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "cache"))
+    corpus = opened(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "cache"))
     train, validation = corpus.domains[0].train, corpus.domains[0].validation
     assert len(validation) == (len(train) + len(validation)) // 20
 
@@ -69,15 +69,15 @@ def test_cache_is_reused_and_keyed_by_content(tmp_path: Path, tokenizer_file: Pa
     folder = write_corpus(tmp_path / "data", documents=30)
     calls: list[str] = []
     arguments = (str(folder), str(tokenizer_file), str(tmp_path / "cache"))
-    first = open_corpus(*arguments, on_progress=lambda name, done, total: calls.append(name))
+    first = opened(*arguments, on_progress=lambda name, done, total: calls.append(name))
     assert set(calls) == set(DOMAINS)
     calls.clear()
-    again = open_corpus(*arguments, on_progress=lambda name, done, total: calls.append(name))
+    again = opened(*arguments, on_progress=lambda name, done, total: calls.append(name))
     assert not calls
     assert again.fingerprint == first.fingerprint
     with (folder / "prose" / "train.jsonl").open("a") as file:
         file.write(json.dumps({"text": "one more document"}) + "\n")
-    changed = open_corpus(*arguments, on_progress=lambda name, done, total: calls.append(name))
+    changed = opened(*arguments, on_progress=lambda name, done, total: calls.append(name))
     assert set(calls) == {"prose"}
     assert changed.fingerprint != first.fingerprint
 
@@ -100,7 +100,7 @@ def test_bad_records_are_named_and_leave_the_cache_alone(
     (folder / "prose" / "train.jsonl.gz").unlink(missing_ok=True)
     (folder / "prose" / "train.jsonl").write_bytes(content)
     with pytest.raises(UsageError, match=message):
-        open_corpus(str(folder), str(tokenizer_file), str(tmp_path / "cache"))
+        opened(str(folder), str(tokenizer_file), str(tmp_path / "cache"))
     # The complete domain is kept; nothing is left of the broken one.
     assert {path.name for path in files_in(tmp_path / "cache")} == {"0.train.bin", "0.validation.bin", "index.json"}
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
@@ -126,12 +126,12 @@ def test_missing_and_empty_data(tmp_path: Path, tokenizer_file: Path) -> None:
     (tmp_path / "bare" / "b").mkdir(parents=True)
     for data, message in (("none", "does not exist"), ("empty", "nothing to read"), ("bare", "nothing to read")):
         with pytest.raises(UsageError, match=message):
-            open_corpus(str(tmp_path / data), str(tokenizer_file), str(tmp_path / "cache"))
+            opened(str(tmp_path / data), str(tokenizer_file), str(tmp_path / "cache"))
 
 
 def test_tokenizer_errors(tmp_path: Path, data: Path) -> None:
     with pytest.raises(UsageError, match="--data needs --tokenizer"):
-        open_corpus(str(data), None, str(tmp_path))
+        opened(str(data), None, str(tmp_path))
     with pytest.raises(UsageError, match="does not exist"):
         load_tokenizer(str(tmp_path / "none.json"))
     (tmp_path / "bad.json").write_text("{}")
@@ -153,7 +153,7 @@ def test_too_small_a_domain(corpus: Corpus) -> None:
 
 @pytest.mark.slow
 def test_embedded_corpus_is_ample_and_deterministic(tmp_path: Path) -> None:
-    corpus = open_corpus(None, None, str(tmp_path / "one"))
+    corpus = opened(None, None, str(tmp_path / "one"))
     assert len(corpus.names) >= 8
     assert corpus.tokens_K.sum() > 5e6
     again, _ = embedded_corpus(tmp_path / "two", lambda *_: None)

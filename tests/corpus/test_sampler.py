@@ -72,9 +72,9 @@ def test_no_repetition_within_an_epoch_and_a_new_order_in_the_next(corpus: Corpu
 def test_batch_matches_its_labels(corpus: Corpus) -> None:
     sampler = Sampler(corpus, batch=16, seq_len=16, seed=0)
     batch = sampler.draw(np.array([0.4, 0.3, 0.2, 0.1]))
-    assert batch.tokens_BS.shape == (16, 17)
+    assert batch.tokens_BU.shape == (16, 17)
     assert np.bincount(batch.domains_B, minlength=4).tolist() == batch.samples_K.tolist()
-    for tokens_S, domain in zip(batch.tokens_BS, batch.domains_B.tolist(), strict=True):
+    for tokens_S, domain in zip(batch.tokens_BU, batch.domains_B.tolist(), strict=True):
         stream = corpus.domains[domain].train.tokens
         starts = range(0, len(stream) - 16, 16)
         assert any(torch.equal(tokens_S, torch.from_numpy(stream[s : s + 17].astype(np.int64))) for s in starts)
@@ -95,7 +95,7 @@ def test_resumes_exactly(corpus: Corpus, stop: int) -> None:
     second = Sampler(corpus, 6, 16, seed=1)
     second.load_state_dict(first.state_dict())
     for step in range(stop, 10):
-        assert torch.equal(second.draw(weights(step)).tokens_BS, batches[step].tokens_BS)
+        assert torch.equal(second.draw(weights(step)).tokens_BU, batches[step].tokens_BU)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
@@ -106,10 +106,10 @@ def test_ranks_share_what_one_rank_draws(corpus: Corpus, world_size: int) -> Non
         weights_K = np.random.default_rng(step).dirichlet(np.ones(4))
         expected = alone.draw(weights_K)
         shares = [sampler.draw(weights_K) for sampler in ranks]
-        assert torch.equal(torch.cat([share.tokens_BS for share in shares]), expected.tokens_BS)
+        assert torch.equal(torch.cat([share.tokens_BU for share in shares]), expected.tokens_BU)
         for share in shares:
             assert torch.equal(share.domains_B, expected.domains_B)
-            assert torch.equal(share.tokens_BS, expected.tokens_BS[share.rows])
+            assert torch.equal(share.tokens_BU, expected.tokens_BU[share.rows])
 
 
 @given(st.integers(2, 40), st.integers(1, 40), st.integers(0, 10_000))

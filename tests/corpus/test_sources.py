@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from acodm_cli.corpus import hub, token_store
-from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.readers import Fields, read_documents
 from acodm_cli.corpus.sources import FileSource, HubSource, IndexedSource, plan_corpus
 from acodm_cli.corpus.token_store import open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
 from acodm_cli.errors import AcodmError, UsageError
-from tests.conftest import write_corpus
+from tests.conftest import opened, write_corpus
 from tests.corpus import forms
 
 
@@ -50,8 +50,9 @@ def test_every_form_gives_the_same_stores(
 ) -> None:
     write, inside, domain_field = forms.FORMS[form]
     write(texts, tmp_path / "data")
-    fields = Fields(domain=domain_field)
-    found = open_corpus(str(tmp_path / "data" / inside), str(tokenizer_file), str(tmp_path / "cache"), fields=fields)
+    found = opened(
+        str(tmp_path / "data" / inside), str(tokenizer_file), str(tmp_path / "cache"), domain_field=domain_field
+    )
     assert_same(found, corpus)
 
 
@@ -63,7 +64,7 @@ def test_pre_tokenised_files_are_used_where_they_lie(
         forms.TOKEN_FORMS[form][0](texts, tmp_path / "data", tokenizer)
     except ImportError:
         pytest.skip("megatron-core is not installed")
-    assert_same(open_corpus(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "cache")), corpus)
+    assert_same(opened(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "cache")), corpus)
     assert not (tmp_path / "cache").exists()
 
 
@@ -173,7 +174,7 @@ def test_dataset_in_a_manifest(texts: forms.Texts, corpus: Corpus, tokenizer_fil
     (tmp_path / "mix.toml").write_text(
         '[domains.code]\ndataset = "code_data"\nweight = 3\n[domains.prose]\ndataset = "prose_data"\nweight = 1\n'
     )
-    found = open_corpus(str(tmp_path / "mix.toml"), str(tokenizer_file), str(tmp_path / "cache"))
+    found = opened(str(tmp_path / "mix.toml"), str(tokenizer_file), str(tmp_path / "cache"))
     assert found.names == ["code", "prose"]
     assert [d.key for d in found.domains] == [d.key for d in corpus.domains if d.name in found.names]
     assert found.weights == {"code": 3.0, "prose": 1.0}
@@ -212,7 +213,7 @@ def test_indexed_without_validation_holds_out_whole_documents(
 ) -> None:
     for name in ("a", "b"):
         forms.write_indexed({name: {"train": texts["code"]["train"]}}, tmp_path / "data", tokenizer)
-    corpus = open_corpus(str(tmp_path / "data"), str(tokenizer_file), None)
+    corpus = opened(str(tmp_path / "data"), str(tokenizer_file), None)
     train, validation = corpus.domains[0].train.tokens, corpus.domains[0].validation.tokens
     assert train[-1] == validation[-1] == tokenizer.end_of_document
     assert 0 < len(validation) < 0.1 * len(train)
@@ -255,7 +256,7 @@ def broken_records(folder: Path, kind: str) -> None:
 def test_bad_records(kind: str, message: str, tokenizer_file: Path, tmp_path: Path) -> None:
     broken_records(tmp_path / "data", kind)
     with pytest.raises(UsageError, match=message):
-        open_corpus(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "c"), fields=Fields(domain="meta.set"))
+        opened(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "c"), domain_field="meta.set")
     assert not list((tmp_path / "c" / "tokens").iterdir())
 
 
@@ -319,7 +320,7 @@ def broken_corpora(folder: Path, kind: str) -> str:
 def test_bad_corpora(kind: str, message: str, tokenizer_file: Path, tmp_path: Path) -> None:
     data = broken_corpora(tmp_path / "data", kind)
     with pytest.raises(UsageError, match=message) as caught:
-        open_corpus(data, str(tokenizer_file), str(tmp_path / "cache"))
+        opened(data, str(tokenizer_file), str(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
     tokens = tmp_path / "cache" / "tokens"
     assert all((folder / "index.json").is_file() for folder in (tokens.iterdir() if tokens.exists() else ()))
@@ -364,18 +365,18 @@ def test_bad_indexed_files(
     else:
         index.write_bytes(content[:17] + b"\x07" + content[18:])
     with pytest.raises(UsageError, match=message):
-        open_corpus(str(tmp_path), str(tokenizer_file), None)
+        opened(tmp_path, str(tokenizer_file), None)
 
 
 def test_a_flipped_byte_in_the_cache_is_found(tokenizer_file: Path, tmp_path: Path) -> None:
     data = str(write_corpus(tmp_path / "data", documents=30))
-    open_corpus(data, str(tokenizer_file), str(tmp_path / "cache"))
+    opened(data, str(tokenizer_file), str(tmp_path / "cache"))
     path = next((tmp_path / "cache").rglob("0.train.bin"))
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(AcodmError, match=r"token cache .* is damaged; remove it"):
-        open_corpus(data, str(tokenizer_file), str(tmp_path / "cache"))
+        opened(data, str(tokenizer_file), str(tmp_path / "cache"))
 
 
 def test_a_vocabulary_beyond_two_bytes_takes_four(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -406,7 +407,7 @@ def small_files() -> Iterator[None]:
 def test_no_space_left(tokenizer_file: Path, data: Path, tmp_path: Path) -> None:
     message = r"cannot write the token cache in .*; make room or use --cache-dir"
     with small_files(), pytest.raises(AcodmError, match=message):
-        open_corpus(str(data), str(tokenizer_file), str(tmp_path / "cache"))
+        opened(str(data), str(tokenizer_file), str(tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "tokens").iterdir())
 
 
@@ -419,4 +420,4 @@ def test_too_many_domains_are_a_wrong_field(
     with pytest.raises(
         UsageError, match=r"more than 10 domains, such as '0', '1', '2'; is this the right --domain-field"
     ):
-        open_corpus(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "c"), fields=Fields(domain="id"))
+        opened(str(tmp_path / "data"), str(tokenizer_file), str(tmp_path / "c"), domain_field="id")

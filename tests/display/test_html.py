@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from acodm_cli.config import PlotName
-from acodm_cli.display.facts import facts
-from acodm_cli.display.html import Run, page
+from acodm_cli.display.facts import describe, distances
+from acodm_cli.display.html import PageEntry, page
 from acodm_cli.display.series import Series, series
 from acodm_cli.display.style import PALETTE
 from acodm_cli.schedule.compose import average, merge
@@ -42,11 +41,11 @@ def make_schedule(seed: int = 0, domains: tuple[str, ...] = ("a", "b", "c"), **i
     )
 
 
-def make_run(name: str, schedule: Schedule, deviation_SK: Any = None) -> Run:
-    plots: tuple[PlotName, ...] = ("weights", "loss", "reward", "validation", "energy")
+def make_run(name: str, schedule: Schedule, deviation_SK: Any = None) -> PageEntry:
+    plots: tuple[str, ...] = ("weights", "loss", "reward", "validation", "energy")
     recorded = plots if len(schedule) > 1 else plots[:1]
     curves = [series(schedule, what, 400, deviation_SK) for what in recorded]
-    return Run(name, facts(name, schedule), curves)
+    return PageEntry(name, schedule.run, describe(name, schedule), curves)
 
 
 def embedded(text: str) -> dict[str, Any]:
@@ -107,8 +106,9 @@ def hostile_page() -> str:
         "parameters": 10**400,
         "composed": [HOSTILE, 3, None],
     }
-    run = make_run(HOSTILE, make_schedule(0, names, **info))
-    return page(HOSTILE + "{{content}}\udcff", [run, make_run("b", make_schedule())])
+    hostile, plain = make_schedule(0, names, **info), make_schedule()
+    other = replace(make_run("b", plain), distance=distances(hostile, plain)["l1"])
+    return page(HOSTILE + "{{content}}\udcff", [make_run(HOSTILE, hostile), other])
 
 
 def test_hostile_text_stays_text():

@@ -21,10 +21,10 @@ def make_model(name: str, tied: bool = False) -> nn.Module:
 
 
 def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    tokens_BS = torch.randint(256, (7, 17), generator=torch.Generator().manual_seed(0))
-    labels_BT = tokens_BS[:, 1:].clone()
+    tokens_BU = torch.randint(256, (7, 17), generator=torch.Generator().manual_seed(0))
+    labels_BT = tokens_BU[:, 1:].clone()
     labels_BT[2, 5:] = IGNORED
-    return tokens_BS[:, :-1], labels_BT
+    return tokens_BU[:, :-1], labels_BT
 
 
 @pytest.mark.parametrize("rows", [1000, 16, 5])

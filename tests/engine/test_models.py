@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import transformers
 
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.memory import estimate_memory
-from acodm_cli.engine.models import PRESETS, build_model, model_config, parameter_counts
+from acodm_cli.engine.models import PRESETS, build_model, model_config
 from acodm_cli.engine.norms import NormReader
 from acodm_cli.errors import UsageError
 
@@ -25,6 +26,17 @@ PUBLISHED = {
     "pythia-6.9b": (50432, 6_444_163_072),
     "pythia-12b": (50688, 11_327_027_200),
 }
+
+
+def parameter_counts(config: Any) -> tuple[int, int]:
+    """The numbers of (all, non-embedding) parameters, without allocating any."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = {
+        id(part.weight): part.weight.numel() for part in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
+    return total, total - sum(embeddings.values())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -4,26 +4,27 @@ import copy
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from acodm_cli.alignment.exact import ExactProbe
 from acodm_cli.alignment.probe import select_layers
 from acodm_cli.corpus.corpus import Corpus
-from acodm_cli.engine.device import choose_compute
 from acodm_cli.engine.estimate import flops_per_token
 from acodm_cli.engine.models import build_model, model_config
 from acodm_cli.engine.optimizer import learning_rate
-from acodm_cli.engine.trainer import Trainer, TrainSettings
+from acodm_cli.engine.trainer import Trainer
 from acodm_cli.errors import AcodmError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.policy import load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT
 from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
 from acodm_cli.mixing.mixer import Array, Mixer, Observation
+from acodm_cli.runs.build import build_run
+from acodm_cli.runs.settings import RunSettings
 
 SEQ_LEN = 32
 
@@ -37,25 +38,22 @@ def make_trainer(
     model: str = "pythia-14m",
     compiled: bool = False,
 ) -> Trainer:
-    compute = choose_compute("cpu", "fp32")
-    built = build_model(model_config(model, corpus.tokenizer.padded_vocab_size, SEQ_LEN), 0, compute.device)
-    settings = TrainSettings(
+    settings = RunSettings(
+        model=model,
         steps=steps,
         batch=batch,
         micro_batch=micro_batch,
         seq_len=SEQ_LEN,
         lr=1e-3,
         lr_warmup=0.1,
-        weight_decay=0.1,
-        clip=1.0,
-        seed=0,
         validate_every=3,
         validation_sequences=2,
+        device="cpu",
+        dtype="fp32",
+        compile="on" if compiled else "off",
+        alignment="exact",
     )
-    probe = None
-    if mixer.needs_gram:
-        probe = ExactProbe(select_layers(built, "all"), len(corpus.names), halves=True)
-    return Trainer(built, corpus, mixer, settings, compute, probe, compiled=compiled)
+    return build_run(settings, corpus=corpus, mixer=mixer, warn=lambda _: None).trainer
 
 
 def test_any_seed(corpus: Corpus) -> None:
@@ -171,6 +169,7 @@ def test_flops_per_token() -> None:
     assert flops_per_token(model, 1024) == expected
 
 
+@pytest.mark.slow
 def test_compiled_blocks_do_the_same(corpus: Corpus) -> None:
     """One graph for all blocks per way of running them: watched, not watched, without gradients."""
     plain = [event.train_loss for event in make_trainer(corpus, static()).steps()]
@@ -199,17 +198,17 @@ def test_learning_rate_schedule() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
-def test_policy_of_six_layers_drives_twelve_without_domain_gradients(corpus: Corpus) -> None:
+def test_policy_of_six_layers_drives_twelve_without_domain_gradients(corpus: Corpus, tmp_path: Path) -> None:
     """In policy mode the model runs its own layers: no per-domain gradient is computed anywhere."""
     learner = AcOdmLearner(uniform_weights(4), DEFAULT, seed=0)
     proxy = make_trainer(corpus, learner, steps=30)
     list(proxy.steps())
     policy = load_policy(learner.policy_bytes(corpus.names), corpus.names, DEFAULT)
-    compute = choose_compute("cpu", "fp32")
     config = model_config("pythia-14m", corpus.tokenizer.padded_vocab_size, SEQ_LEN)
     config.num_hidden_layers = 12
-    target = build_model(config, 0, compute.device)
-    trainer = Trainer(target, corpus, policy, make_trainer(corpus, static()).settings, compute)
+    config.save_pretrained(tmp_path)
+    trainer = make_trainer(corpus, policy, model=str(tmp_path))
+    target = trainer.model
 
     nodes: set[str] = set()
 

@@ -2,25 +2,24 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 
-from acodm_cli.config import MixerName
 from acodm_cli.errors import UsageError
-from acodm_cli.mixing.catalog import Task, make_mixer
-from acodm_cli.mixing.mixer import Array, Mixer
+from acodm_cli.mixing.catalog import MIXERS, make_mixer
+from acodm_cli.mixing.mixer import Array, Mixer, Task
 from tests.mixing.feedback import observation, random_feedback
 
-TASK = Task(["code", "papers", "web"], np.array([100.0, 300.0, 600.0]), np.full(3, 1 / 3), 0, "default")
-NAMES = [name for name in get_args(MixerName) if name != "replay"]
+TASK = Task(["code", "papers", "web"], np.array([100.0, 300.0, 600.0]), np.full(3, 1 / 3))
+NAMES = [name for name in MIXERS if name not in ("replay", "policy")]
 
 
 def made(name: str, **options: str) -> Mixer:
     needed = {"fixed": {"weights": "code:1,papers:2,web:1"}, "doremi": {"reference": "some/folder"}}.get(name, {})
-    return make_mixer(name, {**needed, **options}, TASK)  # type: ignore[arg-type]
+    return make_mixer(name, replace(TASK, options={**needed, **options}))
 
 
 def lived(mixer: Mixer, steps: range) -> list[Array]:
@@ -60,7 +59,7 @@ def test_fixed_weights_from_text_and_file(tmp_path: Path) -> None:
     expected = [0.25, 0.5, 0.25]
     assert made("fixed").weights(observation()) == pytest.approx(expected)
     (tmp_path / "weights.json").write_text('{"papers": 2, "web": 1, "code": 1}')
-    mixer = make_mixer("fixed", {"file": str(tmp_path / "weights.json")}, TASK)
+    mixer = make_mixer("fixed", replace(TASK, options={"file": str(tmp_path / "weights.json")}))
     assert mixer.weights(observation()) == pytest.approx(expected)
 
 
@@ -70,19 +69,21 @@ def test_fixed_weights_from_text_and_file(tmp_path: Path) -> None:
         ("uniform", {"x": "1"}, "mixer uniform has no option 'x'; it has none"),
         ("odm", {"smooth": "1"}, "known: accumulate, smoothing, warmup_share"),
         ("odm", {"smoothing": "much"}, "is not a number"),
-        ("odm", {"smoothing": "2"}, "mixer odm: smoothing must be in [0, 1)"),
-        ("temperature", {"temperature": "0"}, "temperature must be above 0"),
+        ("odm", {"smoothing": "2"}, "mixer odm: smoothing = 2.0; give a number from 0 to below 1"),
+        ("temperature", {"temperature": "0"}, "temperature = 0.0; give a number above 0"),
         ("fixed", {}, "needs --mixer-option weights=DOMAIN:WEIGHT"),
         ("fixed", {"weights": "code:1,papers:2"}, "differ in web"),
         ("fixed", {"weights": "code:1,papers:2,web:x"}, "'web:x' is not DOMAIN:WEIGHT"),
         ("fixed", {"weights": "code:1,papers:-2,web:1"}, "must be finite, not negative"),
         ("fixed", {"file": "/nowhere.json"}, "cannot read /nowhere.json"),
         ("replay", {}, "needs --mixer-option schedule="),
+        ("policy", {}, "needs --mixer-option schedule="),
+        ("regmix", {}, "there is no mixer regmix; known: ac-odm, natural"),
         ("doremi", {}, "needs --mixer-option reference=FOLDER"),
     ],
 )
 def test_mistakes_get_one_line(name: str, options: dict[str, str], says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        make_mixer(name, options, TASK)  # type: ignore[arg-type]
+        make_mixer(name, replace(TASK, options=options))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ import torch
 
 from acodm_cli.cli import main
 from acodm_cli.errors import ScheduleError
-from acodm_cli.mixing.acodm.agent import Agent
+from acodm_cli.mixing.acodm.agents import make_agent
 from acodm_cli.mixing.acodm.policy import dump_policy, load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT
 from acodm_cli.mixing.acodm.state import state_size
@@ -36,7 +36,7 @@ Generator = np.random.Generator
 def seed_file(path: Path) -> None:
     """A real schedule with a real policy."""
     domains = make_schedule().domains
-    agent = Agent(state_size(len(domains), DEFAULT.depths), torch.full((3,), 1 / 3), DEFAULT, 0)
+    agent = make_agent(state_size(len(domains), DEFAULT.depths), torch.full((3,), 1 / 3), DEFAULT, 0)
     make_schedule(steps=40, policy=dump_policy(agent, domains)).write(path)
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,18 +45,3 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         find_schedule("pile-doremi-1B")
     with pytest.raises(ScheduleError, match=r"give a .parquet file, or one of pile-"):
         find_schedule("nothing/of.this")
-
-
-@pytest.mark.slow
-def test_a_wheel_has_them(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, root], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
-    code = "from acodm_cli.schedule.library import reference_schedules as r; from acodm_cli import Schedule; print([len(Schedule.load(n)) for n in r()], next(iter(r().values())))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith(str([1] * len(NAMES)))
-    assert str(tmp_path / "site") in done.stdout

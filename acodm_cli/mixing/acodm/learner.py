@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from acodm_cli.mixing.acodm.agent import Agent
-from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy
+from acodm_cli.mixing.acodm.agents import make_agent
+from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy, load_policy
 from acodm_cli.mixing.acodm.reward import AlignmentReward, domain_costs, relative, standardise
-from acodm_cli.mixing.acodm.settings import AgentSettings
-from acodm_cli.mixing.acodm.state import encode_state, state_size
+from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
+from acodm_cli.mixing.acodm.state import encode_state, relative_depths, state_size
 from acodm_cli.mixing.average import MovingAverage
-from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
+from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, Task
+from acodm_cli.mixing.options import with_options
 
-# Fewer transitions than this say nothing; the critics start to learn at it.
+# The critics start to learn when there are so many transitions; fewer say nothing.
 LEAST_TRANSITIONS = 8
-# Of the actor, when it is frozen; they take about a second.
+# The number of updates that fit the actor when its policy is stored. They take about a second.
 DISTIL_UPDATES = 1000
 
 
 class AcOdmLearner(Mixer):
-    """Acts, is rewarded by gradient alignment, and learns, one transition and a few updates per step.
+    """Acts, is rewarded by gradient alignment, and learns, with one transition and a few updates per step.
 
-    In the warm-up it explores around the prior (or, if it continues a transferred policy, around that policy) and
-    only the critics learn; then the agent decides.
+    In the warm-up it explores around the prior (or around a transferred policy, if it continues one), and only the
+    critics learn. After the warm-up the agent decides.
     """
 
     name = "ac-odm"
     needs_gram = True
+    Settings = AgentSettings
+    uses = ("prior", "agent")
 
     def __init__(self, prior_K: Array, settings: AgentSettings, seed: int, initial: FrozenPolicy | None = None) -> None:
         self.agent_settings = settings
-        self.depths = settings.relative_depths()
+        self.depths = relative_depths(settings.depths)
         self.exploring = True
-        self.latest_losses: tuple[float | None, float | None] = (None, None)
+        self.latest: dict[str, float] = {}
         size = state_size(len(prior_K), settings.depths)
-        self.agent = Agent(size, torch.from_numpy(prior_K).float(), settings, seed)
+        self.agent = make_agent(size, torch.from_numpy(prior_K).float(), settings, seed)
         self.reward = AlignmentReward(len(prior_K), settings.ema)
         self.losses = MovingAverage((len(prior_K),), settings.ema)
         self.least_weights_K = max(settings.floor_share, 0.01) * prior_K
@@ -47,45 +51,58 @@ class AcOdmLearner(Mixer):
             self.agent.target_actor.load_state_dict(initial.actor.state_dict())
             self.agent.normalizer.load(initial.normalizer.tensors())
 
+    @classmethod
+    def default_settings(cls, preset: str) -> AgentSettings:
+        return agent_settings(preset)
+
+    @classmethod
+    def make(cls, task: Task) -> Mixer:
+        """Returns a learner that starts from the prior or, if the task's schedule holds a policy, from that policy."""
+        settings = with_options(cls.default_settings(task.preset), task.options, cls.name)
+        if task.schedule is None or task.schedule.policy is None:
+            return cls(task.prior_K, settings, task.seed)
+        initial = load_policy(task.schedule.policy, task.schedule.domains, settings)
+        return cls(initial.actor.prior_K.double().numpy(), initial.agent_settings, task.seed, initial)
+
     def weights(self, observation: Observation) -> Array:
-        state_S = torch.from_numpy(encode_state(observation))
+        state_F = encode_state(observation)
         if observation.step == 0:
-            self.agent.normalizer.update(state_S.numpy())
+            self.agent.normalizer.update(state_F)
         self.exploring = observation.step < self.agent_settings.warmup_steps(observation.total_steps)
         follow: Literal["prior", "actor"] = "prior" if self.exploring and self.initial is None else "actor"
         noise = self.agent_settings.warmup_noise if self.exploring else self.agent_settings.noise
-        initial_K = None if self.initial is None else self.initial.act(state_S)
-        return self.agent.act(state_S, follow, noise, initial_K).numpy().astype(np.float64)
+        initial_K = None if self.initial is None else self.initial.act(state_F)
+        return self.agent.act(state_F, follow, noise, initial_K).numpy().astype(np.float64)
 
     def learn(self) -> None:
-        critic_loss: float | None = None
-        objective: float | None = None
-        if len(self.agent.replay) >= LEAST_TRANSITIONS:
-            for _ in range(self.agent_settings.updates_per_step):
-                critic_loss, latest = self.agent.update(train_actor=not self.exploring)
-                objective = objective if latest is None else latest
-        self.latest_losses = (critic_loss, objective)
+        self.latest = {}
+        if len(self.agent.replay) < LEAST_TRANSITIONS:
+            return
+        for _ in range(self.agent_settings.updates_per_step):
+            critic_loss, objective = self.agent.update(train_actor=not self.exploring)
+            self.latest["critic_loss"] = critic_loss
+            if objective is not None:
+                self.latest["actor_objective"] = objective
 
     def observe(self, feedback: Feedback) -> Report:
         settings = self.agent_settings
         reward_K = self._reward(feedback)
         seen_K = self.reward.seen_K
         scaled_K = (standardise if settings.scale == "z-score" else relative)(reward_K, seen_K)
-        state_S, next_state_S = encode_state(feedback.observation), encode_state(feedback.next_observation)
-        self.agent.normalizer.update(next_state_S)
-        transition = [torch.from_numpy(part) for part in (state_S, feedback.weights_K, scaled_K, next_state_S)]
-        self.agent.replay.add(*transition)
-        if settings.actor_update == "mirror" and not self.exploring:
-            self.agent.ascend(*transition[1:])
+        state_F, next_state_F = encode_state(feedback.observation), encode_state(feedback.next_observation)
+        action_K, scaled_reward_K = torch.from_numpy(feedback.weights_K), torch.from_numpy(scaled_K)
+        self.agent.normalizer.update(next_state_F)
+        self.agent.replay.add(state_F, action_K, scaled_reward_K, next_state_F)
+        if not self.exploring:
+            self.agent.ascend(action_K, scaled_reward_K, next_state_F)
         return Report(
             reward_K=np.where(seen_K, reward_K, np.nan),
-            critic_loss=self.latest_losses[0],
-            actor_objective=self.latest_losses[1],
+            metrics=self.latest,
             phase="warm-up" if self.exploring else "learning",
         )
 
     def _reward(self, feedback: Feedback) -> Array:
-        """r̂ of the objective's first-order decrease. [K]"""
+        """Returns r̂, the smoothed first-order decrease of the objective. [K]"""
         assert feedback.gram_KK is not None
         settings = self.agent_settings
         present_K = feedback.samples_K > 0
@@ -94,14 +111,18 @@ class AcOdmLearner(Mixer):
         costs_K = domain_costs(np.where(self.losses.seen, self.losses.value, losses_K), settings.objective)
         weights_K = np.ones_like(feedback.weights_K)
         if settings.importance:
-            # A domain that --max-epochs has closed is still drawn for what it is owed; its reward must not be divided by nothing.
+            # A domain that --max-epochs has closed is still drawn for what it is owed, when its weight may be zero.
             weights_K = np.maximum(feedback.weights_K, self.least_weights_K)
         self_K = costs_K * feedback.self_K if settings.self_term and feedback.self_K is not None else None
         return self.reward.update(feedback.gram_KK * costs_K, weights_K, present_K, self_K)
 
     def policy_bytes(self, domains: list[str]) -> bytes:
+        """Returns the actor, fitted to what was executed. The agent itself continues as it was."""
+        before = copy.deepcopy(self.agent.state_dict())
         self.agent.distil(DISTIL_UPDATES)
-        return dump_policy(self.agent, domains)
+        policy = dump_policy(self.agent, domains)
+        self.agent.load_state_dict(before)
+        return policy
 
     def settings(self) -> dict[str, Any]:
         return self.agent_settings.to_json()

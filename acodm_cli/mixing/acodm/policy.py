@@ -1,8 +1,9 @@
-"""The frozen policy: how it is stored in a schedule file, and the mixer that drives a target with it."""
+"""The frozen policy: how it is stored in a schedule file, and the mixer that queries it for a target."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,24 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from acodm_cli.errors import ScheduleError
+from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.mixing.acodm.agent import Agent
 from acodm_cli.mixing.acodm.networks import Actor
-from acodm_cli.mixing.acodm.settings import AgentSettings
-from acodm_cli.mixing.acodm.state import RunningNormalizer, encode_state, state_size
-from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
+from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
+from acodm_cli.mixing.acodm.state import RunningNormalizer, encode_state, relative_depths, state_size
+from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, Task
+from acodm_cli.mixing.options import with_options
+from acodm_cli.schedule.schedule import Schedule
 
 POLICY_VERSION = 1
 MAX_POLICY_BYTES = 256 * 2**20
 
-# The settings that shape the actor's output; the rest only matters while it learns.
+# The settings that shape the actor's output; the others matter only while it learns.
 _ACTOR_SETTINGS = ("hidden", "layers", "depths", "logit_bound", "floor_share", "smoothing")
 
 
 def dump_policy(agent: Agent, domains: list[str]) -> bytes:
-    """The actor, its normalisation and what is needed to rebuild it, as safetensors."""
+    """Returns the actor, its normalisation and what is needed to rebuild it, as safetensors."""
     header = {
         "policy_version": POLICY_VERSION,
         "domains": domains,
@@ -38,7 +41,7 @@ def dump_policy(agent: Agent, domains: list[str]) -> bytes:
 
 
 def _header(data: bytes) -> dict[str, Any]:
-    """The acodm header out of the safetensors header, which is JSON after an 8-byte length."""
+    """Returns the acodm header from the safetensors header, which is JSON after an 8-byte length."""
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(len(data) - 8, 2**20):
         raise ScheduleError("the schedule's policy has no readable header; use --mode replay")
@@ -52,10 +55,10 @@ def _header(data: bytes) -> dict[str, Any]:
 
 
 def load_policy(data: bytes, domains: list[str], base: AgentSettings) -> FrozenPolicy:
-    """A policy out of its bytes. base: settings for whatever only matters while learning.
+    """Returns the policy that is stored in the bytes. base: gives the settings that matter only while learning.
 
     Raises:
-        ScheduleError: not a policy of this version, for other domains, or with tensors of the wrong shape.
+        ScheduleError: it is not a policy of this version, is for other domains, or has tensors of the wrong shape.
     """
     if len(data) > MAX_POLICY_BYTES:
         raise ScheduleError(f"the schedule's policy is larger than {MAX_POLICY_BYTES >> 20} MiB; use --mode replay")
@@ -121,28 +124,59 @@ def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> N
             )
 
 
+@dataclass(frozen=True)
+class PolicySettings:
+    """The settings of `FrozenPolicy`."""
+
+    schedule: str | None = None
+    """The schedule whose policy is queried."""
+
+
 class FrozenPolicy(Mixer):
-    """Queries a trained actor with the live state of the run. No reward, no per-domain gradients, no critic."""
+    """Queries a trained actor with the live state of the run. It needs no reward, per-domain gradients or critic."""
 
     name = "policy"
+    Settings = PolicySettings
+    files = ("schedule",)
 
     def __init__(self, actor: Actor, normalizer: RunningNormalizer, settings: AgentSettings) -> None:
         self.actor = actor
         self.normalizer = normalizer
         self.agent_settings = settings
-        self.depths = settings.relative_depths()
+        self.depths = relative_depths(settings.depths)
         self.offsets_K = torch.zeros(actor.prior_K.shape[0])
+        self.recorded_SK: Array | None = None
+
+    @classmethod
+    def make(cls, task: Task) -> Mixer:
+        own = with_options(cls.Settings(), task.options, cls.name)
+        schedule, domains = task.schedule, task.domains
+        if schedule is not None:
+            domains = schedule.domains  # They are the same; the corpus may name them otherwise.
+        elif own.schedule is not None:
+            schedule = Schedule.load(own.schedule)
+        else:
+            raise UsageError("mixer policy needs --mixer-option schedule=FILE.parquet")
+        if schedule.policy is None:
+            raise ScheduleError("the schedule holds no policy; use mixer replay, or --mode replay of apply")
+        policy = load_policy(schedule.policy, domains, agent_settings(task.preset))
+        policy.recorded_SK = schedule.weights_SK
+        return policy
 
     @torch.no_grad()
-    def act(self, state_S: Tensor) -> Tensor:
-        """Logit offsets from the prior, smoothed over steps. [K]"""
+    def act(self, state_F: Tensor) -> Tensor:
+        """Returns the actor's logit offsets from log(prior) in a state, smoothed over steps. [K]"""
         keep = self.agent_settings.smoothing
-        self.offsets_K = keep * self.offsets_K + (1 - keep) * self.actor.offsets(self.normalizer(state_S))
+        self.offsets_K = keep * self.offsets_K + (1 - keep) * self.actor.offsets(self.normalizer(state_F))
         return self.offsets_K
 
     def weights(self, observation: Observation) -> Array:
-        offsets_K = self.act(torch.from_numpy(encode_state(observation)))
+        offsets_K = self.act(encode_state(observation))
         return self.actor.weights(offsets_K).numpy().astype(np.float64)
+
+    def planned_weights(self) -> Array | None:
+        """Returns the weights of the run in which it was learned. In this run, it follows this run's own state."""
+        return self.recorded_SK
 
     def observe(self, feedback: Feedback) -> Report:
         return Report(phase="policy")

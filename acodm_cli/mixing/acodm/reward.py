@@ -1,4 +1,4 @@
-"""Reward of AC-ODM: importance-corrected, smoothed gradient alignment (arXiv 2505.23878, section 3.2)."""
+"""The reward of AC-ODM: importance-corrected, smoothed gradient alignment (arXiv 2505.23878, section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from acodm_cli.mixing.mixer import Array
 
 
 class AlignmentReward:
-    """r̂_i^t = ξ r̂_i^{t-1} + (1-ξ) W_i^t / P_i^{t-1}, and with the self term the same of ‖g_i‖² / P_i added.
+    """Computes r̂_i^t = ξ r̂_i^{t-1} + (1-ξ) W_i^t / P_i^{t-1}. The self term adds the same average of ‖g_i‖² / P_i.
 
-    W_i = Σ_{j≠i} H_ij: gradient alignment of domain i; P_i: the probability with which the batch was drawn from it; ξ: `ema`.
+    W_i = Σ_{j≠i} H_ij is the gradient alignment of domain i, P_i the probability with which the batch was drawn from
+    it, and ξ is `ema`.
 
-    The average is kept of each H_ij / P_i and then summed, which is the same where every batch holds every domain. Where one
-    does not, W_i of the batch sums over the domains that happen to be in it: domains that are often drawn together would
-    seem aligned, and be drawn the more. So a pair counts only in batches that hold both; a pair that was never seen is
-    taken to be as the row's others are.
+    An average is kept of each H_ij / P_i, and the averages are summed. This gives the same where every batch holds
+    every domain. Where a batch does not, its W_i sums only over the domains that happen to be in it: domains that are
+    often drawn together would seem aligned, and would then be drawn even more. So a pair counts only in batches that
+    hold both domains, and a pair that was never seen gets the mean of the other pairs in its row.
     """
 
     def __init__(self, num_domains: int, ema: float) -> None:
@@ -28,15 +29,18 @@ class AlignmentReward:
 
     @property
     def seen_K(self) -> NDArray[np.bool_]:
-        """Domains that were seen together with another one."""
+        """Whether each domain was seen together with another one. [K]"""
         others_KK = ~np.eye(len(self.average.seen), dtype=bool)
         return np.any(self.average.seen & others_KK, axis=1)
 
     def update(
         self, gram_KK: Array, weights_K: Array, present_K: NDArray[np.bool_], self_K: Array | None = None
     ) -> Array:
-        """gram_KK: H of the batch. weights_K: P, positive where present. present_K: domains in the batch. self_K: unbiased
-        ‖g_i‖², NaN where unknown; None to leave it out. Returns r̂. [K]"""
+        """Takes a batch into the averages and returns r̂. [K]
+
+        gram_KK: H of the batch. weights_K: P, positive where present. present_K: the domains in the batch. self_K: the
+        unbiased ‖g_i‖², NaN where it is unknown; None to leave out the self term.
+        """
         assert (weights_K[present_K] > 0).all()
         inverse_K = np.divide(1.0, weights_K, out=np.full_like(weights_K, np.nan), where=present_K)
         observed_KK = np.where(present_K[None, :], gram_KK * inverse_K[:, None], np.nan)
@@ -58,17 +62,20 @@ class AlignmentReward:
         return reward_K + np.where(known_K, self_K, self_K[known_K].mean() if known_K.any() else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the averages."""
         return self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` gave."""
         self.average.load_state_dict(state)
 
 
 def domain_costs(losses_K: Array, objective: Literal["loss", "perplexity"]) -> Array:
-    """What a nat of each domain's loss is worth, with a mean of 1: d objective / d ℓ_i. [K]
+    """Returns what a nat of each domain's loss costs: d objective / d ℓ_i, scaled to a mean of 1. [K]
 
-    All the same for the mean loss; for the mean perplexity Σ exp(ℓ_i) / K, in proportion to exp(ℓ_i). With costs c_j, the
-    reward is the first-order decrease of the objective: Σ_j c_j ⟨g_i, g_j⟩ in place of Σ_j ⟨g_i, g_j⟩.
+    For the mean loss, all costs are the same. For the mean perplexity Σ exp(ℓ_i) / K, they are in proportion to
+    exp(ℓ_i). With costs c_j, the reward is the first-order decrease of the objective: Σ_j c_j ⟨g_i, g_j⟩ instead of
+    Σ_j ⟨g_i, g_j⟩.
     """
     if objective == "loss":
         return np.ones_like(losses_K)
@@ -77,10 +84,10 @@ def domain_costs(losses_K: Array, objective: Literal["loss", "perplexity"]) -> A
 
 
 def relative(reward_K: Array, seen_K: NDArray[np.bool_]) -> Array:
-    """Rewards over their mean size, minus 1; within ±3, zero for domains not seen.
+    """Returns the rewards over their mean size, minus 1, clipped to ±3; zero for domains that were not seen. [K]
 
-    Free of the gradients' scale as z-scores are. But where all rewards are alike, these are all near zero: z-scores would blow
-    up the noise that is left, and the weights would follow it.
+    Like z-scores, they do not depend on the scale of the gradients. But where all rewards are alike, these are all near
+    zero, while z-scores would blow up the noise that is left, and the weights would follow it.
     """
     size = np.abs(reward_K[seen_K]).mean() if seen_K.any() else 0.0
     if size == 0:
@@ -89,7 +96,7 @@ def relative(reward_K: Array, seen_K: NDArray[np.bool_]) -> Array:
 
 
 def standardise(reward_K: Array, seen_K: NDArray[np.bool_]) -> Array:
-    """z-scores over the domains seen so far, zero for the others.
+    """Returns the z-scores of the rewards over the domains seen so far, zero for the others. [K]
 
     Gradient norms change by orders of magnitude during training; z-scores give the critic targets of one scale.
     Their unweighted mean is always zero, so an objective must weight them by α (see `agent.actor_objective`).

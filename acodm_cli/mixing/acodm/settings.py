@@ -1,118 +1,137 @@
-"""Settings of the AC-ODM agent: two presets of one implementation."""
+"""The settings of the AC-ODM agent, with two presets of one implementation."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from acodm_cli.config import AgentPreset
 from acodm_cli.mixing.options import with_options
-
-# Least and most of each number. Networks are bounded because policies come from strangers.
-_RANGES: dict[str, tuple[float, float]] = {
-    "hidden": (1, 8192),
-    "layers": (1, 16),
-    "depths": (1, 64),
-    "tau": (0, 1),
-    "step_size": (0, 1e3),
-    "actor_lr": (0, 1),
-    "critic_lr": (0, 1),
-    "batch_size": (1, 2**20),
-    "replay_capacity": (8, 2**24),
-    "updates_per_step": (0, 1000),
-    "warmup_share": (0, 1),
-    "warmup_least": (0, 2**31),
-    "warmup_noise": (0, 100),
-    "noise": (0, 100),
-    "noise_correlation": (0, 1),
-    "anchor": (0, 1e3),
-    "actor_delay": (1, 2**20),
-    "target_noise": (0, 100),
-}
-# From 0 to below 1.
-_BELOW_ONE = ("ema", "gamma", "smoothing", "floor_share")
+from acodm_cli.mixing.settings import AgentPreset
+from acodm_cli.settings import check, setting
 
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """hidden, layers: size of the actor's and critic's networks. depths: how many relative depths of the model
-    the state reads weight norms at. ema: ξ of the reward. self_term: whether the reward adds the unbiased ‖g_i‖² to the
-    paper's W_i, which makes it the first-order decrease of the summed domain losses. importance: whether it is divided by P.
-    objective: whose first-order decrease it is: of the mean `loss` over domains, as in the paper, or of their mean `perplexity`.
-    scale: of the rewards that the agent sees, `z-score` over domains or `relative` to their mean size. gamma: γ. tau: soft target
-    update τ. actor_update: `gradient` is DDPG's; `mirror` lets the executed logits ascend by y = r + γ Q̄ and fits the actor to
-    them (see `agent`). step_size: η of that ascent. batch_size, replay_capacity: transitions. updates_per_step: agent updates per training step. warmup_share: share of the
-    run's steps that explore around the prior before the actor decides; warmup_least: at least so many.
-    noise_space, warmup_noise, noise: exploration noise N(0, noise²) on the logits or on the weights, in the
-    warm-up and after it; noise_correlation: of consecutive steps. smoothing: share of the previous step's logit
-    offsets kept in the executed ones. logit_bound: largest offset from log(prior) before centring, None for no
-    bound. floor_share: share of the prior mixed into every action, so that no domain starves. anchor: weight of
-    KL(α ‖ prior) in what the policy ascends; by mirror ascent of a transferred policy, the divergence from that. quadratic_action: whether the critic adds a
-    quadratic function of the action. twin_critics, actor_delay, target_noise: TD3's additions (1802.09477).
-    huber: Huber instead of squared error for the critic. grad_clip: of the agent's own gradients, None for none.
-    """
+    """The settings of the agent. The defaults are the preset `default`: with them, it can learn from a few hundred to a
+    few thousand noisy transitions. The sizes of networks are bounded, because policies come from strangers."""
 
-    hidden: int
-    layers: int
-    depths: int
-    ema: float
-    self_term: bool
-    importance: bool
-    objective: Literal["loss", "perplexity"]
-    scale: Literal["z-score", "relative"]
-    gamma: float
-    tau: float
-    actor_update: Literal["gradient", "mirror"]
-    step_size: float
-    actor_lr: float
-    critic_lr: float
-    batch_size: int
-    replay_capacity: int
-    updates_per_step: int
-    warmup_share: float
-    warmup_least: int
-    noise_space: Literal["logit", "weight"]
-    warmup_noise: float
-    noise: float
-    noise_correlation: float
-    smoothing: float
-    logit_bound: float | None
-    floor_share: float
-    anchor: float
-    quadratic_action: bool
-    twin_critics: bool
-    actor_delay: int
-    target_noise: float
-    huber: bool
-    grad_clip: float | None
+    hidden: int = setting(128, least=1, most=8192)
+    """The width of the actor's and the critic's hidden layers."""
+
+    layers: int = setting(2, least=1, most=16)
+    """The number of their hidden layers."""
+
+    depths: int = setting(5, least=1, most=64)
+    """The number of relative depths of the model at which the state reads weight norms."""
+
+    ema: float = setting(0.9, least=0, below=1)
+    """ξ, the share that the reward's moving average keeps per step."""
+
+    self_term: bool = True
+    """Whether the reward adds the unbiased ‖g_i‖² to the paper's W_i. With it, the reward is the first-order decrease
+    of the summed domain losses."""
+
+    importance: bool = True
+    """Whether the reward is divided by P, the probability that drew the domain."""
+
+    objective: Literal["loss", "perplexity"] = "perplexity"
+    """The quantity whose first-order decrease is rewarded: the mean `loss` over domains, as in the paper, or their mean
+    `perplexity`."""
+
+    scale: Literal["z-score", "relative"] = "relative"
+    """The scale of the rewards that the agent sees: `z-score` over domains, or `relative` to their mean size."""
+
+    gamma: float = setting(0.9, least=0, below=1)
+    """γ, the discount."""
+
+    tau: float = setting(0.05, least=0, most=1)
+    """τ of the soft updates of the target networks."""
+
+    actor_update: Literal["gradient", "mirror"] = "mirror"
+    """How the policy improves: `gradient` is DDPG's (`ddpg.py`); `mirror` lets the executed logits ascend by
+    y = r + γ Q̄ and fits the actor to them (`mirror.py`)."""
+
+    step_size: float = setting(0.1, least=0, most=1e3)
+    """η of the mirror ascent."""
+
+    actor_lr: float = setting(1e-3, least=0, most=1)
+    """The actor's learning rate."""
+
+    critic_lr: float = setting(3e-3, least=0, most=1)
+    """The critics' learning rate."""
+
+    batch_size: int = setting(64, least=1, most=2**20)
+    """The number of transitions of an update."""
+
+    replay_capacity: int = setting(10_000, least=8, most=2**24)
+    """The number of transitions that the replay buffer holds."""
+
+    updates_per_step: int = setting(1, least=0, most=1000)
+    """The number of the agent's updates per training step."""
+
+    warmup_share: float = setting(0.05, least=0, most=1)
+    """The share of the run's steps that explore around the prior before the actor decides."""
+
+    warmup_least: int = setting(10, least=0, most=2**31)
+    """The least number of those steps."""
+
+    noise_space: Literal["logit", "weight"] = "logit"
+    """Whether the exploration noise is added to the logits or to the weights."""
+
+    warmup_noise: float = setting(0.1, least=0, most=100)
+    """The standard deviation of the exploration noise in the warm-up."""
+
+    noise: float = setting(0.0, least=0, most=100)
+    """The standard deviation of the exploration noise after the warm-up."""
+
+    noise_correlation: float = setting(0.5, least=0, most=1)
+    """The correlation of the noise of consecutive steps."""
+
+    smoothing: float = setting(0.8, least=0, below=1)
+    """The share of the previous step's logit offsets that the executed ones keep, where the actor decides."""
+
+    logit_bound: float | None = setting(3.0, above=0)
+    """The largest offset from log(prior) before centring, None for no bound."""
+
+    floor_share: float = setting(0.1, least=0, below=1)
+    """The share of the prior that is mixed into every action, so that no domain starves."""
+
+    anchor: float = setting(0.3, least=0, most=1e3)
+    """The weight of KL(α ‖ prior) in what the policy ascends. Of a transferred policy it is the divergence from that
+    policy."""
+
+    quadratic_action: bool = True
+    """Whether the critic adds a quadratic function of the action."""
+
+    twin_critics: bool = True
+    """Whether there are two critics, of which the lower value counts (TD3, 1802.09477)."""
+
+    actor_delay: int = setting(2, least=1, most=2**20)
+    """The number of critic updates per actor update (TD3)."""
+
+    target_noise: float = setting(0.1, least=0, most=100)
+    """The standard deviation of the noise on the target actor's logits (TD3)."""
+
+    huber: bool = True
+    """Whether the critic's error is Huber's instead of the squared one."""
+
+    grad_clip: float | None = setting(1.0, above=0)
+    """The norm that the agent's own gradients are clipped to, None for no clipping."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number that no agent can work with."""
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ValueError(f"{name} = {value}; give a number from {least} to {most:g}")
-        for name in _BELOW_ONE:
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} = {value}; give a number from 0 to below 1")
-        for name in ("logit_bound", "grad_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} = {value}; give a number above 0, or none")
+        check(self)
 
     def to_json(self) -> dict[str, Any]:
+        """Returns all settings by name."""
         return asdict(self)
 
-    def relative_depths(self) -> tuple[float, ...]:
-        """Evenly spaced from the first block (0) to the last (1)."""
-        if self.depths == 1:
-            return (1.0,)
-        return tuple(index / (self.depths - 1) for index in range(self.depths))
-
     def warmup_steps(self, total_steps: int) -> int:
+        """Returns the number of steps that explore around the prior, in a run of `total_steps`."""
         return max(self.warmup_least, round(self.warmup_share * total_steps))
 
+
+DEFAULT = AgentSettings()
 
 # The publication's configuration. Its warm-up of 833 steps is 2% of its run of 41,667. It reads layer norms of
 # "the first layer and all even layers", 7 of a 12-layer proxy; we read as many at relative depths, so that the
@@ -121,9 +140,7 @@ PAPER = AgentSettings(
     hidden=1024,
     layers=5,
     depths=7,
-    ema=0.9,
     self_term=False,
-    importance=True,
     objective="loss",
     scale="z-score",
     gamma=0.95,
@@ -133,13 +150,10 @@ PAPER = AgentSettings(
     actor_lr=1e-4,
     critic_lr=1e-4,
     batch_size=32,
-    replay_capacity=10_000,
-    updates_per_step=1,
     warmup_share=0.02,
     warmup_least=1,
     noise_space="weight",
     warmup_noise=0.02,
-    noise=0.0,
     noise_correlation=0.0,
     smoothing=0.0,
     logit_bound=None,
@@ -153,50 +167,13 @@ PAPER = AgentSettings(
     grad_clip=None,
 )
 
-# What a few hundred to a few thousand noisy transitions can learn from.
-DEFAULT = AgentSettings(
-    hidden=128,
-    layers=2,
-    depths=5,
-    ema=0.9,
-    self_term=True,
-    importance=True,
-    objective="perplexity",
-    scale="relative",
-    gamma=0.9,
-    tau=0.05,
-    actor_update="mirror",
-    step_size=0.1,
-    actor_lr=1e-3,
-    critic_lr=3e-3,
-    batch_size=64,
-    replay_capacity=10_000,
-    updates_per_step=1,
-    warmup_share=0.05,
-    warmup_least=10,
-    noise_space="logit",
-    warmup_noise=0.1,
-    noise=0.0,
-    noise_correlation=0.5,
-    smoothing=0.8,
-    logit_bound=3.0,
-    floor_share=0.1,
-    anchor=0.3,
-    quadratic_action=True,
-    twin_critics=True,
-    actor_delay=2,
-    target_noise=0.1,
-    huber=True,
-    grad_clip=1.0,
-)
-
 PRESETS: dict[AgentPreset, AgentSettings] = {"default": DEFAULT, "paper": PAPER}
 
 
-def agent_settings(preset: AgentPreset, options: dict[str, str] | None = None) -> AgentSettings:
-    """A preset with some settings replaced, given as strings.
+def agent_settings(preset: str, options: dict[str, str] | None = None) -> AgentSettings:
+    """Returns a preset with some of its settings replaced. options: the new values, as texts by the setting's name.
 
     Raises:
-        UsageError: an option that is not a setting, or whose value does not have the setting's type.
+        UsageError: an option is not a setting, or its value does not have the setting's type or is out of its range.
     """
-    return with_options(PRESETS[preset], options, "ac-odm")
+    return with_options(PRESETS[preset], options, "ac-odm")  # type: ignore[index]

@@ -1,1 +1,1 @@
-"""The mixers that AC-ODM is compared with, each from its paper; `catalog` knows them all by name."""
+"""The mixers that AC-ODM is compared with, each from its paper; `catalog.py` lists them all by name."""

@@ -1,4 +1,7 @@
-"""Adaptive Data Optimization: weights by the learning speed that per-domain scaling laws predict (Jiang et al., 2410.11820)."""
+"""Adaptive Data Optimization (Jiang et al., 2410.11820).
+
+Weights follow the learning speed that per-domain scaling laws predict.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +12,61 @@ import numpy as np
 import torch
 
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
+from acodm_cli.settings import setting
 
-# The exponents that a fit chooses from. The authors hold theirs between 0.05 and 0.8 too.
+# The exponents that a fit chooses from. The authors also keep theirs between 0.05 and 0.8.
 EXPONENTS_A = np.linspace(0.05, 0.8, 76)
 
 
 @dataclass(frozen=True)
 class AdoSettings:
-    """start_share: share of the run's steps with the prior's weights. refit_share: share between fits. ignore_share: share of the
-    first steps that fits leave out. credit: s, the exponent of a domain's share in the history. history: decay of that history.
-    gamma: γ₂, weight of the present preference against its average over time. least: smallest preference."""
+    """The settings of `AdoMixer`."""
 
-    start_share: float = 0.05
-    refit_share: float = 0.02
-    ignore_share: float = 0.02
-    credit: float = 0.5
-    history: float = 0.9
-    gamma: float = 0.1
-    least: float = 0.01
+    start_share: float = setting(0.05, least=0, most=1)
+    """The share of the run's steps with the prior's weights."""
 
-    def __post_init__(self) -> None:
-        if not all(0 <= value <= 1 for value in vars(self).values()):
-            raise ValueError("every option must be in [0, 1]")
+    refit_share: float = setting(0.02, least=0, most=1)
+    """The share of the run's steps between two fits of the scaling laws."""
+
+    ignore_share: float = setting(0.02, least=0, most=1)
+    """The share of the run's steps, from its beginning, that fits leave out."""
+
+    credit: float = setting(0.5, least=0, most=1)
+    """s, the exponent of a domain's share in the history."""
+
+    history: float = setting(0.9, least=0, most=1)
+    """The share that the history of the drawn shares keeps per step."""
+
+    gamma: float = setting(0.1, least=0, most=1)
+    """γ₂, the weight of the present preference against its average over time."""
+
+    least: float = setting(0.01, least=0, most=1)
+    """The smallest preference of a domain."""
 
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """L(n) = ε + β n^(-a) per domain, ε the irreducible loss in nats and n sequences. Each [K]."""
+    """The scaling law L(n) = ε + β n^(-a) of each domain: its loss in nats after n sequences.
+
+    irreducible_K: ε, the irreducible loss in nats. scale_K: β. exponent_K: a.
+    """
 
     irreducible_K: Array
     scale_K: Array
     exponent_K: Array
 
     def speed(self, sequences: float) -> Array:
-        """-dL/dn = a (L(n) - ε) / n. [K]"""
+        """Returns the learning speed -dL/dn = a (L(n) - ε) / n after n sequences. [K]"""
         return self.exponent_K * self.scale_K * sequences**-self.exponent_K / sequences
 
 
 def fit_scaling_law(sequences_T: Array, losses_TK: Array) -> ScalingLaw:
-    """For each exponent on a grid, ε ≥ 0 and β ≥ 0 by least squares in closed form; the exponent that fits best.
+    """Returns the law that best fits the losses of T steps, of which sequences_T is n. For each of A exponents on a
+    grid, ε ≥ 0 and β ≥ 0 are found by least squares in closed form. The exponent with the smallest error is taken.
 
-    The publication fits by L-BFGS from a grid of starts, on a Huber loss of logarithms of smoothed losses. A closed form has no
-    optimiser that could end elsewhere, and finds the same law where losses follow one; where they do not, the early part weighs more here.
+    The publication fits by L-BFGS from a grid of starts, on a Huber loss of logarithms of smoothed losses. A closed
+    form has no optimiser that could end in another optimum, and it finds the same law where losses follow one. Where
+    they do not, the early part of the run weighs more here.
     """
     powers_AT = sequences_T[None, :] ** -EXPONENTS_A[:, None]
     centred_AT = powers_AT - powers_AT.mean(axis=1, keepdims=True)
@@ -58,11 +74,11 @@ def fit_scaling_law(sequences_T: Array, losses_TK: Array) -> ScalingLaw:
     slopes_AK = centred_AT @ (losses_TK - mean_K) / np.maximum((centred_AT**2).sum(axis=1), 1e-300)[:, None]
     slopes_AK = np.maximum(slopes_AK, 0.0)
     irreducible_AK = mean_K - slopes_AK * powers_AT.mean(axis=1)[:, None]
-    # A negative irreducible loss is not one: the best line through the origin instead.
+    # An irreducible loss cannot be negative: where it would be, the best line through the origin is taken instead.
     through_AK = powers_AT @ losses_TK / (powers_AT**2).sum(axis=1)[:, None]
     slopes_AK = np.where(irreducible_AK < 0, np.maximum(through_AK, 0.0), slopes_AK)
     irreducible_AK = np.maximum(irreducible_AK, 0.0)
-    # One exponent at a time: all at once would take gigabytes after 40,000 steps.
+    # The exponents are taken one at a time, because all at once would take gigabytes after 40,000 steps.
     errors_AK = np.stack(
         [
             ((irreducible_K + slopes_K * powers_T[:, None] - losses_TK) ** 2).sum(axis=0)
@@ -75,9 +91,14 @@ def fit_scaling_law(sequences_T: Array, losses_TK: Array) -> ScalingLaw:
 
 
 class AdoMixer(Mixer):
-    """ρ_i ∝ μ_i λ_i (-dL_i/dn) with prior μ and credit λ_i = h_i^s; executed are π = γ₂ ρ + (1-γ₂) ρ̄, ρ̄ the mean of ρ so far."""
+    """Executes π = γ₂ ρ + (1-γ₂) ρ̄, where ρ_i ∝ μ_i λ_i (-dL_i/dn) and ρ̄ is the mean of ρ so far.
+
+    μ is the prior, and λ_i = h_i^s the credit of domain i, where h_i is a moving average of its share of the batches.
+    """
 
     name = "ado"
+    Settings = AdoSettings
+    uses = ("prior",)
 
     def __init__(self, prior_K: Array, settings: AdoSettings) -> None:
         self.own = settings
@@ -114,9 +135,6 @@ class AdoMixer(Mixer):
         self.weights_K = (1 - own.gamma) * self.average_K + own.gamma * preference_K
         self.average_K = self.average_K + (preference_K - self.average_K) / (after.step + 1)
         return Report(reward_K=speed_K)
-
-    def settings(self) -> dict[str, Any]:
-        return vars(self.own)
 
     def state_dict(self) -> dict[str, Any]:
         arrays: dict[str, Any] = {

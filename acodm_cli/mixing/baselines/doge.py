@@ -1,4 +1,4 @@
-"""DoGE: ascent on each domain's gradient alignment (Fan et al., 2310.15393, equation 5), online on the training batches."""
+"""DoGE (Fan et al., 2310.15393, equation 5): ascent on each domain's gradient alignment, online on training batches."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ import torch
 
 from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, ascend, with_uniform
+from acodm_cli.settings import setting
 
 
 @dataclass(frozen=True)
 class DogeSettings:
-    """mu: μ, the strength of the Bregman regularisation; step sizes are η_t / μ with η_t the learning rate. uniform_share: of the
-    uniform distribution mixed into the weights that are executed."""
+    """The settings of `DogeMixer`."""
 
-    mu: float = 0.05
-    uniform_share: float = 0.05
+    mu: float = setting(0.05, above=0)
+    """μ, the strength of the Bregman regularisation. Step sizes are η_t / μ with η_t the learning rate."""
 
-    def __post_init__(self) -> None:
-        if not (self.mu > 0 and 0 <= self.uniform_share <= 1):
-            raise ValueError("mu must be above 0 and uniform_share in [0, 1]")
+    uniform_share: float = setting(0.05, least=0, most=1)
+    """The share of the uniform distribution that is mixed into the executed weights."""
 
 
 class DogeMixer(Mixer):
-    """α_i ← α_i exp(η_t W_i / μ) / Z with W_i = ⟨∇ℓ_i, Σ_j ∇ℓ_j⟩, domain i itself included.
+    """Updates α_i ← α_i exp(η_t W_i / μ) / Z with W_i = ⟨∇ℓ_i, Σ_j ∇ℓ_j⟩, where the sum includes domain i itself.
 
-    The publication trains a proxy on uniform batches this way and uses the average of α for the target; here α is drawn from at
-    once, and `fixed` takes the average of the schedule that comes of it, uniform share included. ⟨∇ℓ_i, ∇ℓ_j⟩ of domains that a batch lacks is what it
-    was last, as the authors' code keeps the last gradient of each domain; a pair that was never seen counts as zero.
+    The publication trains a proxy on uniform batches in this way and uses the average of α for the target. Here the
+    batches are drawn with α at once; for a target, `fixed` takes the average of the resulting schedule, whose weights
+    include the uniform share. Where a batch lacks a domain of a pair, ⟨∇ℓ_i, ∇ℓ_j⟩ keeps its last value, as the
+    authors' code keeps the last gradient of each domain. A pair that was never seen counts as zero.
     """
 
     name = "doge"
+    Settings = DogeSettings
+    uses = ("prior",)
     needs_gram = True
 
     def __init__(self, prior_K: Array, settings: DogeSettings) -> None:
@@ -54,9 +56,6 @@ class DogeMixer(Mixer):
         alignment_K = self.last_gram.value.sum(axis=1)
         self.alpha_K = ascend(self.alpha_K, feedback.observation.learning_rate / self.own.mu * alignment_K)
         return Report(reward_K=alignment_K)
-
-    def settings(self) -> dict[str, Any]:
-        return vars(self.own)
 
     def state_dict(self) -> dict[str, Any]:
         return {"alpha": torch.from_numpy(self.alpha_K), "last_gram": self.last_gram.state_dict()}

@@ -1,4 +1,4 @@
-"""DoReMi: ascent on the excess loss over a reference model (Xie et al., 2305.10429, algorithm 1)."""
+"""DoReMi (Xie et al., 2305.10429, algorithm 1): ascent on the excess loss over a reference model."""
 
 from __future__ import annotations
 
@@ -8,40 +8,60 @@ from typing import Any
 import numpy as np
 import torch
 
-from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, ascend, with_uniform
+from acodm_cli.errors import UsageError
+from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, Task, ascend, with_uniform
+from acodm_cli.mixing.options import with_options
+from acodm_cli.settings import setting
 
 
 @dataclass(frozen=True)
 class DoremiSettings:
-    """reference: folder of the reference model, as `--save-model` writes it; same tokenizer. step_size: η. smoothing: c, the share
-    of the uniform distribution. uniform_share: of the uniform distribution mixed into the weights that are executed."""
+    """The settings of `DoremiMixer`."""
 
     reference: str | None = None
-    step_size: float = 1.0
-    smoothing: float = 1e-3
-    uniform_share: float = 0.05
+    """The folder of the reference model, as --save-model writes it. It must have the run's tokenizer."""
 
-    def __post_init__(self) -> None:
-        if not (self.step_size > 0 and 0 <= self.smoothing <= 1 and 0 <= self.uniform_share <= 1):
-            raise ValueError("step_size must be above 0, smoothing and uniform_share in [0, 1]")
+    step_size: float = setting(1.0, above=0)
+    """η, the step size of the ascent."""
+
+    smoothing: float = setting(1e-3, least=0, most=1)
+    """c, the share of the uniform distribution in every step of the ascent."""
+
+    uniform_share: float = setting(0.05, least=0, most=1)
+    """The share of the uniform distribution that is mixed into the executed weights."""
 
 
 class DoremiMixer(Mixer):
-    """α'_i ← α_i exp(η λ_i), α ← (1-c) α' / Σ α' + c / K, with λ_i the mean over domain i's tokens of max(ℓ - ℓ_ref, 0).
+    """Updates α'_i ← α_i exp(η λ_i) and α ← (1-c) α' / Σ α' + c / K, where λ_i is the excess loss of domain i: the mean
+    over its tokens of max(ℓ - ℓ_ref, 0).
 
-    The publication draws the proxy's batches uniformly and weights their losses by α; here α is drawn from, which has the same
-    mean gradient. So that every domain's excess goes on being seen, as it is there, a share of the batch is drawn uniformly, and a
-    domain that a batch lacks keeps its last excess: without, a domain with all the weight would keep it for ever. The publication
-    trains the target with the average of α: `fixed` on the schedule that comes of it, whose weights hold the uniform share.
+    The publication draws the proxy's batches uniformly and weights their losses by α. Here the batches are drawn with
+    α, which has the same mean gradient. A share of the batch is drawn uniformly, and a domain that a batch lacks keeps
+    its last excess, so that every domain's excess is still seen, as it is in the publication. Otherwise a domain with
+    all the weight would keep it for ever. The publication trains the target with the average of α. Here `fixed` takes
+    the average of the resulting schedule, whose weights include the uniform share.
     """
 
     name = "doremi"
-    needs_reference = True
+    Settings = DoremiSettings
+    files = ("reference",)
+    uses = ("prior",)
 
     def __init__(self, prior_K: Array, settings: DoremiSettings) -> None:
         self.own = settings
+        self.reference = settings.reference
         self.alpha_K = prior_K
         self.excess_K: Array = np.zeros(len(prior_K))
+
+    @classmethod
+    def make(cls, task: Task) -> Mixer:
+        own = with_options(cls.Settings(), task.options, cls.name)
+        if own.reference is None:
+            raise UsageError(
+                "mixer doremi needs --mixer-option reference=FOLDER, a model of the same tokenizer, for example of "
+                "acodm proxy-train --mixer natural --save-model FOLDER"
+            )
+        return cls(task.prior_K, own)
 
     def weights(self, observation: Observation) -> Array:
         return with_uniform(self.alpha_K, self.own.uniform_share)
@@ -52,9 +72,6 @@ class DoremiMixer(Mixer):
         share, ascended_K = self.own.smoothing, ascend(self.alpha_K, self.own.step_size * self.excess_K)
         self.alpha_K = (1 - share) * ascended_K + share / len(ascended_K)
         return Report(reward_K=feedback.excess_K)
-
-    def settings(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self.own).items() if name != "reference"}  # a path of this machine
 
     def state_dict(self) -> dict[str, Any]:
         return {"alpha": torch.from_numpy(self.alpha_K), "excess": torch.from_numpy(self.excess_K)}

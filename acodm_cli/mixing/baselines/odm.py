@@ -1,4 +1,4 @@
-"""Online Data Mixing: an Exp3 bandit whose reward is a domain's loss (Albalak et al., 2312.02406, algorithm 1)."""
+"""Online Data Mixing (Albalak et al., 2312.02406, algorithm 1): an Exp3 bandit whose reward is a domain's loss."""
 
 from __future__ import annotations
 
@@ -10,38 +10,42 @@ import numpy as np
 import torch
 
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
+from acodm_cli.settings import setting
 
 
 @dataclass(frozen=True)
 class OdmSettings:
-    """accumulate: `average` keeps a moving average of the estimated rewards, as the paper; `sum` adds up a tenth of them, as
-    its code. smoothing: α of that average. warmup_share: of the run's steps with the prior's weights."""
+    """The settings of `OdmMixer`."""
 
     accumulate: Literal["average", "sum"] = "average"
-    smoothing: float = 0.9
-    warmup_share: float = 0.01
+    """`average` keeps a moving average of the estimated rewards, as the paper does; `sum` adds up a tenth of them, as
+    its code does."""
 
-    def __post_init__(self) -> None:
-        if not (0 <= self.smoothing < 1 and 0 <= self.warmup_share <= 1):
-            raise ValueError("smoothing must be in [0, 1) and warmup_share in [0, 1]")
+    smoothing: float = setting(0.9, least=0, below=1)
+    """α of that average."""
+
+    warmup_share: float = setting(0.01, least=0, most=1)
+    """The share of the run's steps with the prior's weights."""
 
 
 def exploration_rate(num_domains: int, step: int) -> float:
-    """ε_t = min(1/K, √(ln K / (K t))), for t from 1."""
+    """Returns the exploration rate ε_t = min(1/K, √(ln K / (K t))) of step t, from 1."""
     return min(1 / num_domains, math.sqrt(math.log(num_domains) / (num_domains * step)))
 
 
 def exp3_weights(rewards_K: Array, epsilon: float, previous_epsilon: float) -> Array:
-    """π_i = (1 - K ε_t) exp(ε_{t-1} R̂_i) / Σ_j exp(ε_{t-1} R̂_j) + ε_t. [K]"""
+    """Returns Exp3's weights π_i = (1 - K ε_t) exp(ε_{t-1} R̂_i) / Σ_j exp(ε_{t-1} R̂_j) + ε_t. [K]"""
     exponents_K = previous_epsilon * rewards_K
     powers_K = np.exp(exponents_K - exponents_K.max())
     return (1 - len(rewards_K) * epsilon) * powers_K / powers_K.sum() + epsilon
 
 
 class OdmMixer(Mixer):
-    """R̂_i ← α R̂_i + (1-α) ℓ_i / π_i for the domains in the batch, then Exp3."""
+    """Updates R̂_i ← α R̂_i + (1-α) ℓ_i / π_i for the domains in the batch, and executes Exp3's weights."""
 
     name = "odm"
+    Settings = OdmSettings
+    uses = ("prior",)
 
     def __init__(self, prior_K: Array, settings: OdmSettings) -> None:
         self.prior_K = prior_K
@@ -55,7 +59,7 @@ class OdmMixer(Mixer):
     def observe(self, feedback: Feedback) -> Report:
         drawn_K = feedback.samples_K > 0
         after = feedback.next_observation
-        # A domain that --max-epochs closed may have no probability, and yet a last sequence that it was owed.
+        # A domain that --max-epochs has closed may have no probability, and still get a last sequence that it is owed.
         estimates_K = after.losses_K / np.maximum(feedback.weights_K, 1e-3 * self.prior_K)
         if self.own.accumulate == "average":
             keep = self.own.smoothing
@@ -68,9 +72,6 @@ class OdmMixer(Mixer):
             rates = exploration_rate(num_domains, after.step + 1), exploration_rate(num_domains, after.step)
             self.weights_K = exp3_weights(self.rewards_K, *rates)
         return Report(reward_K=self.rewards_K)
-
-    def settings(self) -> dict[str, Any]:
-        return vars(self.own)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rewards": torch.from_numpy(self.rewards_K), "weights": torch.from_numpy(self.weights_K)}

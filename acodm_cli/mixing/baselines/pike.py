@@ -1,4 +1,4 @@
-"""PiKE: weights by gradient norms and gradient noise (Li et al., 2502.06244, algorithm 1)."""
+"""PiKE (Li et al., 2502.06244, algorithm 1): weights follow gradient norms and gradient noise."""
 
 from __future__ import annotations
 
@@ -10,37 +10,44 @@ import torch
 
 from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, ascend, with_uniform
+from acodm_cli.settings import setting
 
 
 @dataclass(frozen=True)
 class PikeSettings:
-    """zeta1, zeta2: ζ₁ of the squared gradient norms and ζ₂ of the noise. update_share: share of the run's steps between updates.
-    ema: of the estimates between updates. uniform_share: of the uniform distribution mixed into the executed weights."""
+    """The settings of `PikeMixer`."""
 
-    zeta1: float = 0.5
-    zeta2: float = 0.5
-    update_share: float = 0.01
-    ema: float = 0.9
-    uniform_share: float = 0.05
+    zeta1: float = setting(0.5, least=0)
+    """ζ₁, the weight of the squared gradient norms."""
 
-    def __post_init__(self) -> None:
-        shares = (self.update_share, self.ema, self.uniform_share)
-        if self.zeta1 < 0 or self.zeta2 < 0 or not all(0 <= share < 1 for share in shares):
-            raise ValueError("zeta1 and zeta2 must not be negative; update_share, ema and uniform_share be in [0, 1)")
+    zeta2: float = setting(0.5, least=0)
+    """ζ₂, the weight of the gradient noise."""
+
+    update_share: float = setting(0.01, least=0, below=1)
+    """The share of the run's steps between updates of the weights."""
+
+    ema: float = setting(0.9, least=0, below=1)
+    """The share that a moving average of the estimates keeps per step."""
+
+    uniform_share: float = setting(0.05, least=0, below=1)
+    """The share of the uniform distribution that is mixed into the executed weights."""
 
 
 def gradient_noise(gram_K: Array, self_K: Array, samples_K: Array) -> Array:
-    """σ_i²: variance of a sequence's gradient. Of the mean of n sequences, E‖ĝ_i‖² = ‖g_i‖² + σ_i²/n.
+    """Returns σ_i², the variance of the gradient of one sequence. [K]
 
-    gram_K: ‖ĝ_i‖², the diagonal of the Gram matrix. self_K: unbiased ‖g_i‖², NaN where unknown. [K]
+    The mean gradient ĝ_i of n sequences has E‖ĝ_i‖² = ‖g_i‖² + σ_i²/n. gram_K: ‖ĝ_i‖², the diagonal of the Gram matrix.
+    self_K: the unbiased ‖g_i‖², NaN where it is unknown. samples_K: n.
     """
     return np.maximum(samples_K * (gram_K - self_K), 0.0)
 
 
 class PikeMixer(Mixer):
-    """w_i ← w_i exp(ζ₁ ‖g_i‖² - ζ₂ σ_i² / 2B) / Z every few steps, for a batch of B sequences."""
+    """Updates w_i ← w_i exp(ζ₁ ‖g_i‖² - ζ₂ σ_i² / 2B) / Z every few steps, for a batch of B sequences."""
 
     name = "pike"
+    Settings = PikeSettings
+    uses = ("prior",)
     needs_gram = True
 
     def __init__(self, prior_K: Array, settings: PikeSettings) -> None:
@@ -64,9 +71,6 @@ class PikeMixer(Mixer):
             fill = exponents_K[known_K].mean() if known_K.any() else 0.0
             self.alpha_K = ascend(self.alpha_K, np.where(known_K, exponents_K, fill))
         return Report(reward_K=np.where(known_K, exponents_K, np.nan))
-
-    def settings(self) -> dict[str, Any]:
-        return vars(self.own)
 
     def state_dict(self) -> dict[str, Any]:
         averages = {"norms": self.norms.state_dict(), "noise": self.noise.state_dict()}

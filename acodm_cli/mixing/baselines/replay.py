@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from acodm_cli.config import ReplayAlignment
-from acodm_cli.mixing.mixer import Array, Mixer, Observation
+import numpy as np
+
+from acodm_cli.errors import UsageError
+from acodm_cli.mixing.mixer import Array, Mixer, Observation, Task
+from acodm_cli.mixing.options import with_options
+from acodm_cli.mixing.settings import ReplayAlignment
+from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.schedule.timeline import Timeline
 
 
-class ReplayMixer(Mixer):
-    """Recorded weights by the progress, step or token count of the current run.
+@dataclass(frozen=True)
+class ReplaySettings:
+    """The settings of `ReplayMixer`."""
 
-    by: `progress` stretches the schedule over this run's budget, `steps` and `tokens` follow it as recorded and hold
-    its last weights when it ends.
-    """
+    schedule: str | None = None
+    """The schedule whose weights are followed."""
+
+    by: ReplayAlignment = "progress"
+    """What maps the recorded weights on this run's budget. `progress` stretches the schedule over the run; `steps` and
+    `tokens` follow it as recorded and hold its last weights when it ends."""
+
+
+class ReplayMixer(Mixer):
+    """Executes recorded weights, found by the progress, step or token count of the current run."""
 
     name = "replay"
+    Settings = ReplaySettings
+    files = ("schedule",)
+    uses = ("replay_by",)
 
-    def __init__(self, timeline: Timeline, by: ReplayAlignment) -> None:
+    def __init__(self, timeline: Timeline, by: ReplayAlignment = "progress") -> None:
         self.timeline = timeline
         self.by = by
+
+    @classmethod
+    def make(cls, task: Task) -> Mixer:
+        own = with_options(cls.Settings(), task.options, cls.name)
+        if task.schedule is not None:
+            return cls(task.schedule.timeline, own.by)
+        if own.schedule is None:
+            raise UsageError("mixer replay needs --mixer-option schedule=FILE.parquet")
+        return cls(Schedule.load(own.schedule).in_order_of(task.domains).timeline, own.by)
 
     def weights(self, observation: Observation) -> Array:
         if self.by == "progress":
@@ -28,6 +54,9 @@ class ReplayMixer(Mixer):
         if self.by == "steps":
             return self.timeline.at_step(observation.step + 1)
         return self.timeline.at_tokens(observation.tokens)
+
+    def planned_weights(self) -> Array:
+        return self.timeline.weights_SK.astype(np.float64)
 
     def settings(self) -> dict[str, Any]:
         return {"by": self.by, "recorded_steps": len(self.timeline)}

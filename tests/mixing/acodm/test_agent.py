@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from acodm_cli.errors import UsageError
-from acodm_cli.mixing.acodm.agent import Agent, Trajectory, actor_objective, critic_target
+from acodm_cli.mixing.acodm.agent import Agent, actor_objective, critic_target
+from acodm_cli.mixing.acodm.agents import make_agent
+from acodm_cli.mixing.acodm.buffers import Trajectory
+from acodm_cli.mixing.acodm.mirror import MirrorAgent
 from acodm_cli.mixing.acodm.networks import Actor
 from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER, AgentSettings, agent_settings
 
@@ -26,11 +29,11 @@ def snapshot(module: nn.Module) -> list[torch.Tensor]:
 def fill(agent: Agent, count: int, num_domains: int) -> None:
     generator = torch.Generator().manual_seed(3)
     for _ in range(count):
-        state_S = torch.randn(STATE, generator=generator, dtype=torch.float64)
-        agent.normalizer.update(state_S.numpy())
+        state_F = torch.randn(STATE, generator=generator, dtype=torch.float64)
+        agent.normalizer.update(state_F)
         action_K = torch.softmax(torch.randn(num_domains, generator=generator), 0)
         reward_K = torch.randn(num_domains, generator=generator)
-        agent.replay.add(state_S, action_K, reward_K, state_S + 0.1)
+        agent.replay.add(state_F, action_K, reward_K, state_F + 0.1)
 
 
 def distance_after(settings: AgentSettings, num_domains: int, seed: int, updates: int) -> tuple[float, float]:
@@ -38,24 +41,24 @@ def distance_after(settings: AgentSettings, num_domains: int, seed: int, updates
     generator = torch.Generator().manual_seed(seed)
     prior_K = torch.full((num_domains,), 1 / num_domains)
     best_K = torch.softmax(0.5 * torch.randn(num_domains, generator=generator), 0)
-    agent = Agent(STATE, prior_K, settings, seed)
-    state_S = torch.zeros(STATE, dtype=torch.float64)
-    agent.normalizer.update(state_S.numpy())
+    agent = make_agent(STATE, prior_K, settings, seed)
+    state_F = torch.zeros(STATE, dtype=torch.float64)
+    agent.normalizer.update(state_F)
     step = 0
     while agent.updates < updates:
         warming_up = step < 20
         noise = settings.warmup_noise if warming_up else settings.noise
-        action_K = agent.act(state_S, "prior" if warming_up else "actor", noise)
-        next_state_S = torch.zeros(STATE, dtype=torch.float64)
-        next_state_S[0] = step / updates
+        action_K = agent.act(state_F, "prior" if warming_up else "actor", noise)
+        next_state_F = torch.zeros(STATE, dtype=torch.float64)
+        next_state_F[0] = step / updates
         reward_K = -((action_K - best_K) ** 2).sum().expand(num_domains)
-        agent.normalizer.update(next_state_S.numpy())
-        agent.replay.add(state_S, action_K, reward_K, next_state_S)
-        state_S, step = next_state_S, step + 1
+        agent.normalizer.update(next_state_F)
+        agent.replay.add(state_F, action_K, reward_K, next_state_F)
+        state_F, step = next_state_F, step + 1
         if not warming_up:
             agent.update()
     with torch.no_grad():
-        learned_K = agent.actor(agent.normalizer(state_S))
+        learned_K = agent.actor(agent.normalizer(state_F))
     return float((prior_K - best_K).abs().sum()), float((learned_K - best_K).abs().sum())
 
 
@@ -71,37 +74,37 @@ def test_mirror_ascent_finds_where_all_rewards_are_equal(seed: int, gamma: float
     """Diminishing returns, w*_i / w_i, in noise of the same size: equal at w* only. The distilled actor knows the way there."""
     generator = torch.Generator().manual_seed(seed)
     best_K = torch.softmax(0.5 * torch.randn(5, generator=generator), 0)
-    agent = Agent(STATE, torch.full((5,), 0.2), replace(DEFAULT, gamma=gamma, anchor=0.0, step_size=0.05), seed)
+    agent = make_agent(STATE, torch.full((5,), 0.2), replace(DEFAULT, gamma=gamma, anchor=0.0, step_size=0.05), seed)
     executed = []
     for step in range(400):
-        state_S, next_state_S = torch.zeros(2, STATE, dtype=torch.float64)
-        state_S[-1], next_state_S[-1] = step / 400, (step + 1) / 400
-        agent.normalizer.update(next_state_S.numpy())
-        executed.append(agent.act(state_S, "actor", 0.0))
+        state_F, next_state_F = torch.zeros(2, STATE, dtype=torch.float64)
+        state_F[-1], next_state_F[-1] = step / 400, (step + 1) / 400
+        agent.normalizer.update(next_state_F)
+        executed.append(agent.act(state_F, "actor", 0.0))
         reward_K = best_K / executed[-1] - 1 + 0.5 * torch.randn(5, generator=generator)
-        agent.replay.add(state_S, executed[-1], reward_K, next_state_S)
-        agent.ascend(executed[-1], reward_K, next_state_S)
+        agent.replay.add(state_F, executed[-1], reward_K, next_state_F)
+        agent.ascend(executed[-1], reward_K, next_state_F)
         if step > 8:
             agent.update()
     late_K = torch.stack(executed[-50:]).mean(0)
     assert float((late_K - best_K).abs().sum()) < 0.15
     agent.distil(1000)
-    states_NS = torch.zeros(400, STATE, dtype=torch.float64)
-    states_NS[:, -1] = torch.arange(400) / 400
+    states_NF = torch.zeros(400, STATE, dtype=torch.float64)
+    states_NF[:, -1] = torch.arange(400) / 400
     with torch.no_grad():
-        told_NK = agent.actor(agent.normalizer(states_NS))
+        told_NK = agent.actor(agent.normalizer(states_NF))
     assert float((told_NK - torch.stack(executed)).abs().sum(-1).mean()) < 0.05
 
 
 def test_mirror_ascent_by_hand() -> None:
     """γ = 0, η = 0.1, λ = 0.5, one reward of 1: u ← u + 0.1 (A - 0.5 u), A = r - Σ α r, then mean-centred."""
     settings = replace(DEFAULT, gamma=0.0, step_size=0.1, anchor=0.5)
-    agent = Agent(STATE, torch.full((4,), 0.25), settings, seed=0)
-    state_S, reward_K = torch.zeros(STATE, dtype=torch.float64), torch.tensor([1.0, 0.0, 0.0, 0.0])
+    agent = MirrorAgent(STATE, torch.full((4,), 0.25), settings, seed=0)
+    state_F, reward_K = torch.zeros(STATE, dtype=torch.float64), torch.tensor([1.0, 0.0, 0.0, 0.0])
     expected_K = torch.zeros(4)
     for _ in range(2):
-        action_K = agent.act(state_S, "actor", 0.0)
-        agent.ascend(action_K, reward_K, state_S)
+        action_K = agent.act(state_F, "actor", 0.0)
+        agent.ascend(action_K, reward_K, state_F)
         expected_K = expected_K + 0.1 * (reward_K - action_K[0] - 0.5 * expected_K)
         expected_K = expected_K - expected_K.mean()
         assert torch.allclose(agent.ascended_K, expected_K)
@@ -110,7 +113,7 @@ def test_mirror_ascent_by_hand() -> None:
 def test_mirror_ascent_looks_ahead_by_the_critic() -> None:
     """y = r + γ Q̄ with values that are known: A = (1-γ) (y - Σ α y)."""
     settings = replace(DEFAULT, gamma=0.9, step_size=0.1, anchor=0.5, twin_critics=False)
-    agent = Agent(STATE, torch.full((4,), 0.25), settings, seed=0)
+    agent = MirrorAgent(STATE, torch.full((4,), 0.25), settings, seed=0)
     values_K = torch.tensor([4.0, -2.0, 0.0, 2.0])
     with torch.no_grad():
         agent.target_critics[0].network[-1].bias.copy_(values_K)  # type: ignore[index, union-attr]
@@ -124,19 +127,19 @@ def test_mirror_ascent_looks_ahead_by_the_critic() -> None:
 def test_mirror_ascent_settles_at_the_anchored_optimum() -> None:
     """Constant rewards: Σ α_i r_i - λ KL(α ‖ prior) is largest at α ∝ prior exp(r / λ)."""
     prior_K = torch.tensor([0.5, 0.2, 0.2, 0.1])
-    agent = Agent(STATE, prior_K, replace(DEFAULT, gamma=0.0, anchor=0.5, floor_share=0.0), seed=0)
-    state_S, reward_K = torch.zeros(STATE, dtype=torch.float64), torch.tensor([0.0, 0.4, -0.3, 0.1])
+    agent = make_agent(STATE, prior_K, replace(DEFAULT, gamma=0.0, anchor=0.5, floor_share=0.0), seed=0)
+    state_F, reward_K = torch.zeros(STATE, dtype=torch.float64), torch.tensor([0.0, 0.4, -0.3, 0.1])
     for _ in range(500):
-        agent.ascend(agent.act(state_S, "actor", 0.0), reward_K, state_S)
+        agent.ascend(agent.act(state_F, "actor", 0.0), reward_K, state_F)
     best_K = prior_K * (reward_K / 0.5).exp()
-    assert torch.allclose(agent.act(state_S, "actor", 0.0), best_K / best_K.sum(), atol=1e-4)
+    assert torch.allclose(agent.act(state_F, "actor", 0.0), best_K / best_K.sum(), atol=1e-4)
 
 
 def test_trajectory_spans_the_run() -> None:
     trajectory = Trajectory(8, 1, 1)
     for step in range(100):
         trajectory.add(torch.tensor([step], dtype=torch.float64), torch.tensor([float(step)]))
-    kept = trajectory.states_NS[: trajectory.count, 0].tolist()
+    kept = trajectory.states_NF[: trajectory.count, 0].tolist()
     assert kept == [0.0, 16.0, 32.0, 48.0, 64.0, 80.0, 96.0]
     assert trajectory.offsets_NK[: trajectory.count, 0].tolist() == kept
 
@@ -151,9 +154,10 @@ def test_paper_moves_toward_the_optimum(seed: int) -> None:
 @pytest.mark.parametrize("preset", [DEFAULT, BY_GRADIENT, PAPER], ids=["default", "by gradient", "paper"])
 def test_every_network_moves_and_targets_follow_by_tau(preset: AgentSettings) -> None:
     settings = replace(preset, actor_delay=1, batch_size=16, replay_capacity=64, hidden=32, layers=2)
-    agent = Agent(STATE, torch.full((4,), 0.25), settings, seed=0)
+    agent = make_agent(STATE, torch.full((4,), 0.25), settings, seed=0)
     fill(agent, 40, 4)
-    agent.ascended_K = torch.tensor([0.3, 0.1, -0.1, -0.3])
+    if isinstance(agent, MirrorAgent):
+        agent.ascended_K = torch.tensor([0.3, 0.1, -0.1, -0.3])
     agent.act(torch.randn(STATE, dtype=torch.float64), "actor", 0.0)
     before = {name: snapshot(getattr(agent, name)) for name in ("actor", "critics", "target_actor", "target_critics")}
     # The critic's last layer starts at zero: its first update moves only that layer, the second moves all.
@@ -169,7 +173,7 @@ def test_every_network_moves_and_targets_follow_by_tau(preset: AgentSettings) ->
 
 
 def test_actor_update_leaves_no_gradient_in_the_critic() -> None:
-    agent = Agent(STATE, torch.full((4,), 0.25), BY_GRADIENT, seed=0)
+    agent = make_agent(STATE, torch.full((4,), 0.25), BY_GRADIENT, seed=0)
     fill(agent, 40, 4)
     agent.update()
     assert all(parameter.grad is None for parameter in agent.critics.parameters())
@@ -185,7 +189,7 @@ def test_starts_at_exactly_the_prior() -> None:
 def test_actions_stay_on_the_simplex_above_their_floor() -> None:
     prior_K = torch.tensor([0.6, 0.3, 0.099, 0.001])
     for settings in (DEFAULT, PAPER):
-        agent = Agent(STATE, prior_K, settings, seed=0)
+        agent = make_agent(STATE, prior_K, settings, seed=0)
         for step in range(50):
             weights_K = agent.act(torch.randn(STATE, dtype=torch.float64), "actor" if step % 2 else "prior", 3.0)
             assert weights_K.sum() == pytest.approx(1, abs=1e-5)
@@ -208,7 +212,7 @@ def test_objective_weights_values_by_the_action() -> None:
 
 def test_state_dict_continues_exactly() -> None:
     def make() -> Agent:
-        return Agent(STATE, torch.full((4,), 0.25), DEFAULT, seed=0)
+        return make_agent(STATE, torch.full((4,), 0.25), DEFAULT, seed=0)
 
     original = make()
     fill(original, 40, 4)
@@ -220,8 +224,8 @@ def test_state_dict_continues_exactly() -> None:
     for agent in (original, resumed):
         for _ in range(3):
             agent.update()
-    state_S = torch.ones(STATE, dtype=torch.float64)
-    assert torch.equal(original.act(state_S, "actor", 0.3), resumed.act(state_S, "actor", 0.3))
+    state_F = torch.ones(STATE, dtype=torch.float64)
+    assert torch.equal(original.act(state_F, "actor", 0.3), resumed.act(state_F, "actor", 0.3))
 
 
 def test_options_are_checked() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
+from acodm_cli.mixing.acodm.mirror import MirrorAgent
 from acodm_cli.mixing.acodm.policy import dump_policy, load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT
 from acodm_cli.mixing.acodm.state import encode_state
@@ -55,8 +56,11 @@ def test_stores_the_transition_that_happened() -> None:
 
 def test_ascends_after_the_warm_up_only() -> None:
     warmed_up = DEFAULT.warmup_steps(100)
-    assert not learned(warmed_up).agent.ascended_K.any()
-    assert learned(warmed_up + 1).agent.ascended_K.any()
+    before, after = (learned(steps).agent for steps in (warmed_up, warmed_up + 1))
+    assert isinstance(before, MirrorAgent)
+    assert isinstance(after, MirrorAgent)
+    assert not before.ascended_K.any()
+    assert after.ascended_K.any()
 
 
 def test_continues_a_transferred_policy_from_what_it_would_do() -> None:

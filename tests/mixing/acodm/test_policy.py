@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 
 from acodm_cli.errors import ScheduleError
 from acodm_cli.mixing.acodm.agent import Agent
+from acodm_cli.mixing.acodm.agents import make_agent
 from acodm_cli.mixing.acodm.policy import dump_policy, load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER
 from acodm_cli.mixing.acodm.state import encode_state, state_size
@@ -20,12 +21,12 @@ DOMAINS = ["a", "b", "c"]
 
 def trained_agent() -> Agent:
     settings = replace(DEFAULT, actor_update="gradient")  # whose actor acts while it learns, too
-    agent = Agent(state_size(3, DEFAULT.depths), torch.tensor([0.5, 0.3, 0.2]), settings, seed=0)
+    agent = make_agent(state_size(3, DEFAULT.depths), torch.tensor([0.5, 0.3, 0.2]), settings, seed=0)
     with torch.no_grad():
         for parameter in agent.actor.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=agent.generator))
-    for state_S in np.random.default_rng(0).standard_normal((5, state_size(3, DEFAULT.depths))):
-        agent.normalizer.update(state_S)
+    for state_F in np.random.default_rng(0).standard_normal((5, state_size(3, DEFAULT.depths))):
+        agent.normalizer.update(torch.from_numpy(state_F))
     return agent
 
 
@@ -66,8 +67,8 @@ def test_round_trip_acts_alike() -> None:
     agent = trained_agent()
     policy = load_policy(dump_policy(agent, DOMAINS), DOMAINS, PAPER)
     weights_K = policy.weights(observation())
-    state_S = torch.from_numpy(encode_state(observation()))
-    assert np.allclose(weights_K, agent.act(state_S, "actor", 0.0).numpy(), atol=1e-7)
+    state_F = encode_state(observation())
+    assert np.allclose(weights_K, agent.act(state_F, "actor", 0.0).numpy(), atol=1e-7)
     assert weights_K.sum() == pytest.approx(1, abs=1e-6)
 
 

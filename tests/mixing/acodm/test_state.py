@@ -43,7 +43,7 @@ def test_running_moments() -> None:
     states[:, 3] = 1.0  # never moves
     normalizer = RunningNormalizer(4)
     for state in states:
-        normalizer.update(state)
+        normalizer.update(torch.from_numpy(state))
     normal = normalizer(torch.from_numpy(states))
     expected = ((states - states.mean(0)) / np.where(states.std(0) > 0, states.std(0), 1)).clip(-5, 5)
     assert torch.allclose(normal, torch.from_numpy(expected).float(), atol=1e-5)

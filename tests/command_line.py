@@ -44,20 +44,3 @@ def start_acodm(*arguments: object) -> subprocess.Popen[str]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder: what must still be there after a failure."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="session")
-def small(data: Path, tokenizer_file: Path, cache: Path) -> list[object]:
-    """Options of a run that takes seconds."""
-    corpus = ["--data", data, "--tokenizer", tokenizer_file, "--cache-dir", cache]
-    return [*corpus, "--seq-len", 32, "--batch", 8, "--validation-sequences", 4, "--device", "cpu"]
-
-
-@pytest.fixture(scope="session")
-def proxy(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A learned schedule; tests may read it, none may change it."""
-    out = tmp_path_factory.mktemp("proxy") / "learned.parquet"
-    outcome = acodm("proxy-train", "--model", "pythia-14m", "--steps", 40, "--out", out, *small)
-    assert outcome.code == 0, outcome.stderr
-    assert outcome.stdout.split() == [str(out)]
-    return out

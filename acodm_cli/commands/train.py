@@ -1,0 +1,135 @@
+"""What `proxy-train` and `apply` share: carrying a run out, from its settings to its files, and what it prints."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from acodm_cli.corpus.corpus import cache_folder, cached_bytes
+from acodm_cli.corpus.preflight import domain_uses
+from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay, make_console
+from acodm_cli.display.summary import print_efficiency, print_preflight, print_summary, print_title
+from acodm_cli.engine.distributed import joined, ranks_asked_for
+from acodm_cli.engine.estimate import describe_seconds, flops_per_token, matmul_flops_per_second
+from acodm_cli.runs.build import build_run
+from acodm_cli.runs.efficiency import Efficiency
+from acodm_cli.runs.folder import RunFolder
+from acodm_cli.runs.memory_plan import gib
+from acodm_cli.runs.observer import Observer
+from acodm_cli.runs.recorder import LiveRecord
+from acodm_cli.runs.run import Run, StopRequest
+from acodm_cli.runs.settings import RunSettings, StartSettings
+from acodm_cli.runs.trackers import check_trackers, make_tracker
+from acodm_cli.runs.trackers.tracker import Tracked
+from acodm_cli.schedule.schedule import Schedule
+
+LONG_RUN_SECONDS = 600
+
+
+def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | None) -> bool:
+    """Trains and writes the files. Returns whether there is something to tell: only on the first rank, and not after a
+    dry run.
+
+    settings: with --resume, those of the run to continue. schedule: the schedule to apply, None if there is none.
+
+    Raises:
+        AcodmError: one of the parts failed. What was on disk is still there.
+    """
+    ranks, folder = ranks_asked_for(), RunFolder(start.out)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest(start.resume).installed())
+        stack.enter_context(joined(ranks, settings.device))
+        console = make_console(quiet=not ranks.is_first)
+        if not (start.resume or start.dry_run):
+            ranks.first(lambda: folder.check(settings, start.force))
+        if not start.dry_run:
+            ranks.first(lambda: check_trackers(settings.track, start.out, start.force or start.resume))
+            ranks.first(lambda: stack.enter_context(folder.locked()))
+        with PreparationDisplay(console) as on_progress:
+            run = build_run(
+                settings,
+                schedule=schedule,
+                ranks=ranks,
+                on_progress=on_progress,
+                warn=lambda message: _say(console, f"warning: {message}", "yellow"),
+            )
+        print_title(console, run.info(), run.compute.label)
+        _show_preflight(run, console)
+        if start.dry_run:
+            return False
+        run.keep_in(folder, stop, start.resume)
+        if start.resume:
+            step = run.trainer.step
+            _say(console, f"resumed at step {step} of {settings.steps}" if step else "no checkpoint yet; starting from the beginning")  # fmt: skip
+        _say_how_long(run, console)
+        efficiency = Efficiency(run)
+        with ExitStack() as following:
+            observers = _observers(run, folder, start, efficiency, console) if ranks.is_first else []
+            for observer in observers:
+                following.callback(observer.close)
+            for event in run.steps():
+                for observer in observers:
+                    observer.add(event)
+        written = run.finish()
+        if written is None:
+            return False
+        print_summary(console, written)
+        print_efficiency(console, efficiency)
+        return True
+
+
+def _observers(
+    run: Run, folder: RunFolder, start: StartSettings, efficiency: Efficiency, console: Console
+) -> list[Observer]:
+    """Returns what follows the run on the first rank."""
+    s = run.settings
+    tracked = Tracked(
+        start.out, run.info(), run.corpus.names, s.tokens_per_step, run.trainer.step, start.resume, run.warn
+    )
+    trackers = [make_tracker(name, tracked) for name in s.track]
+    record = LiveRecord(lambda: run.schedule(with_policy=False), folder.record)
+    # The display comes last: it takes the terminal, and what is made before it may fail.
+    return [
+        efficiency,
+        *trackers,
+        record,
+        TrainingDisplay(console, run.corpus.names, run.prior_K, s.steps, tracked.step),
+    ]
+
+
+def _say(console: Console, message: str, style: str | None = None) -> None:
+    console.print(message, style=style, highlight=False, soft_wrap=True)
+
+
+def _say_how_long(run: Run, console: Console) -> None:
+    """Says, before a long run on a CPU, how long it will take and what would be faster."""
+    if run.compute.device.type != "cpu":
+        return
+    left = run.settings.steps - run.trainer.step
+    flops = left * run.settings.tokens_per_step * flops_per_token(run.trainer.model, run.settings.seq_len)
+    # Training reaches about half of the matrix peak, because of small kernels, attention, normalisation, validation.
+    seconds = 2 * flops / matmul_flops_per_second(run.compute)
+    if seconds > LONG_RUN_SECONDS:
+        _say(
+            console,
+            f"on this CPU {left} steps of {run.settings.model} will take about {describe_seconds(seconds)}; faster: a GPU, "
+            "a smaller --model, or fewer --steps",
+            "yellow",
+        )
+
+
+def _show_preflight(run: Run, console: Console) -> None:
+    """Shows what the run will use of its corpus, with the weights that it is known to follow, else with the prior."""
+    s, planned_SK = run.settings, run.mixer.planned_weights()
+    weights_SK = run.prior_K[None, :] if planned_SK is None else planned_SK
+    uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK, s.max_epochs)
+    whose = "prior" if planned_SK is None else "schedule's" if s.schedule else run.mixer.name
+    print_preflight(console, uses, whose)
+    cache = cache_folder(s.cache_dir)
+    _say(
+        console,
+        f"token cache {cache}: {cached_bytes(cache) / 1e6:,.0f} MB\n"
+        f"memory: about {gib(run.memory.total)}, in micro-batches of {run.trainer.settings.micro_batch}\n",
+        "dim",
+    )

@@ -1,0 +1,35 @@
+"""The settings of the corpus: which text, which tokenizer, and where tokens are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from acodm_cli.settings import setting
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """What a corpus is made of."""
+
+    PANEL: ClassVar = "Corpus"
+
+    data: str | None = None
+    """The corpus: a folder with a sub-folder or file per domain (.jsonl, .parquet, .arrow, .txt, also .gz, .zst; .bin
+    with .idx), files with --domain-field, a manifest (.toml), or a hub dataset (org/name). Default: an embedded corpus
+    that needs no network."""
+
+    tokenizer: str | None = None
+    """The tokenizer: a tokenizer.json or a hub name. It is needed with --data."""
+
+    domain_field: str | None = None
+    """The field with each record's domain, such as meta.pile_set_name."""
+
+    text_field: str = "text"
+    """The field with each record's text."""
+
+    domain_tokens: int | None = setting(None, least=1)
+    """The number of tokens per domain to take of a hub dataset."""
+
+    cache_dir: str | None = setting(None, changeable=True)
+    """The folder where tokenised corpora are kept. Default: the user cache folder."""

@@ -1,0 +1,86 @@
+"""The settings of training: what the engine is told of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from acodm_cli.settings import setting
+
+Parallel = Literal["ddp", "fsdp"]
+Compile = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a model is trained."""
+
+    PANEL: ClassVar = "Training"
+
+    model: str = "pythia-14m"
+    """The model: a preset (pythia-14m … pythia-12b, llama-tiny …), or a folder or hub name whose configuration is
+    used."""
+
+    steps: int = setting(300, least=1)
+    """The number of optimiser steps. Default of apply: the schedule's."""
+
+    batch: int = setting(32, least=1)
+    """The global batch in sequences. Default of apply: the schedule's."""
+
+    seq_len: int = setting(128, least=2)
+    """The number of predicted tokens per sequence. Default of apply: the schedule's."""
+
+    micro_batch: int | None = setting(None, least=1, changeable=True)
+    """The number of sequences per forward pass. Default: what fits into memory."""
+
+    lr: float | None = setting(None, least=1e-9, most=1.0)
+    """The peak learning rate. Default: the model's published one."""
+
+    lr_warmup: float = setting(0.01, least=0, most=1, flag=None)
+    """The share of the run's steps in which the learning rate rises to its peak."""
+
+    weight_decay: float = setting(0.1, least=0, flag=None)
+    """The weight decay of AdamW, of matrices only."""
+
+    clip: float = setting(1.0, above=0, flag=None)
+    """The norm that the gradient is clipped to."""
+
+    seed: int = setting(0, least=0, most=2**31 - 1)
+    """The seed of weights, batches and agent. Default of apply: the schedule's."""
+
+    device: str = setting("auto", changeable=True)
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+
+    dtype: str = "auto"
+    """The precision of matrix products: auto (bf16 on CUDA, else fp32), bf16 or fp32."""
+
+    parallel: Parallel = setting("ddp", changeable=True)
+    """How many ranks share the work: ddp (each rank holds the model) or fsdp (each rank holds a shard of it)."""
+
+    compile: Compile = setting("auto", changeable=True)
+    """Whether the transformer blocks run through torch.compile. auto: on CUDA."""
+
+    activation_checkpointing: bool = setting(False, changeable=True)
+    """Keep less in memory, for a third more computation."""
+
+    skip_nonfinite: int = setting(0, least=0, changeable=True)
+    """Pass over this many steps whose loss or gradient is not finite, before the run stops."""
+
+    validate_every: int | None = setting(None, least=1)
+    """The number of steps between validations. Default: a tenth of the run."""
+
+    validation_sequences: int = setting(16, least=1)
+    """The number of validation sequences per domain."""
+
+    max_epochs: float | None = setting(None, least=0.01, panel="Corpus")
+    """Never repeat a domain more often than this; its weight goes to the others."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The number of predicted tokens in a global batch."""
+        return self.batch * self.seq_len
+
+    @property
+    def steps_between_validations(self) -> int:
+        """The number of steps between validations: `validate_every`, or a tenth of the run if it is not given."""
+        return self.validate_every or max(1, self.steps // 10)

@@ -1,0 +1,83 @@
+"""Mirror ascent: the executed logits ascend by the lasting part of a noisy reward, and the actor is fitted to them.
+
+The critic says what is lasting. DDPG differentiates the critic, but from a few hundred noisy transitions only its
+values can be learned, not its slopes. So the values are used here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from acodm_cli.mixing.acodm.agent import Agent, actor_objective
+from acodm_cli.mixing.acodm.buffers import Trajectory, Transitions
+from acodm_cli.mixing.acodm.settings import AgentSettings
+from acodm_cli.mixing.acodm.state import forget_last_action
+
+TRAJECTORY_LENGTH = 4096
+
+
+class MirrorAgent(Agent):
+    """Executes the logit offsets to which it has ascended, on top of those of a transferred policy if there is one.
+
+    ascended_K: the offsets to which it has ascended. trajectory: the states with the offsets that were executed in
+    them, to which the actor is fitted.
+    """
+
+    def __init__(self, state_size: int, prior_K: Tensor, settings: AgentSettings, seed: int) -> None:
+        super().__init__(state_size, prior_K, settings, seed)
+        self.trajectory = Trajectory(TRAJECTORY_LENGTH, state_size, len(prior_K))
+        self.ascended_K = torch.zeros(len(prior_K))
+
+    def choose_offsets(self, state_F: Tensor, follow: Literal["prior", "actor"], initial_K: Tensor | None) -> Tensor:
+        offsets_K = self.ascended_K if initial_K is None else self._bounded(initial_K + self.ascended_K)
+        self.trajectory.add(state_F, offsets_K)
+        return offsets_K
+
+    @torch.no_grad()
+    def ascend(self, action_K: Tensor, reward_K: Tensor, next_state_F: Tensor) -> None:
+        """Takes one step of mirror ascent on Σ α_i y_i - λ KL(α ‖ initial policy), from the last transition.
+
+        The step is the natural gradient on the simplex, in logits u: u_i ← u_i + η (A_i - λ u_i), where
+        A_i = (1-γ) (y_i - Σ_j α_j y_j) and y = r + γ Q̄(s', μ̄(s')). With γ = 0 it is the exponentiated gradient of
+        DoGE (2310.15393), with an anchor. As y is held fixed, rewards W_i / α_i lead to where they are all equal
+        (α ∝ W, but for the anchor), and not to the largest Σ α_i W_i / α_i, which is the same for all α.
+        """
+        s = self.settings
+        after_1F = self.normalizer(next_state_F)[None]
+        y_K = self.targets(reward_K.float()[None], after_1F, self.target_actor(after_1F))[0]
+        advantage_K = (1 - s.gamma) * (y_K - (action_K.float() * y_K).sum())
+        ascended_K = self.ascended_K + s.step_size * (advantage_K - s.anchor * self.ascended_K)
+        self.ascended_K = self._bounded(ascended_K - ascended_K.mean())
+
+    def _bounded(self, offsets_K: Tensor) -> Tensor:
+        bound = self.settings.logit_bound
+        return offsets_K if bound is None else offsets_K.clamp(-bound, bound)
+
+    def distil(self, updates: int) -> None:
+        for _ in range(updates):
+            self._fit_actor()
+
+    def update_actor(self, batch: Transitions, states_NF: Tensor, train_actor: bool) -> float | None:
+        """Moves the actor toward what was executed. Returns the objective of the executed actions."""
+        self._fit_actor()
+        with torch.no_grad():
+            return float(actor_objective(batch.actions_NK, self.critics[0](states_NF, batch.actions_NK)))
+
+    def _fit_actor(self) -> None:
+        rows_N = torch.randint(self.trajectory.count, (self.settings.batch_size,), generator=self.generator)
+        states_NF = self.normalizer(self.trajectory.states_NF[rows_N])
+        states_NF = forget_last_action(states_NF, len(self.prior_K), self.generator)
+        loss = functional.mse_loss(self.actor.offsets(states_NF), self.trajectory.offsets_NK[rows_N])
+        self.step(self.actor_optimizer, self.parameters["actor"], loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"trajectory": self.trajectory.state_dict(), "ascended": self.ascended_K}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.trajectory.load_state_dict(state["trajectory"])
+        self.ascended_K = state["ascended"]

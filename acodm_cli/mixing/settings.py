@@ -1,0 +1,46 @@
+"""The settings of the mixture: what decides the domain weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from acodm_cli.mixing.catalog import MIXERS
+from acodm_cli.settings import setting
+
+AgentPreset = Literal["default", "paper"]
+ApplyMode = Literal["auto", "policy", "replay", "online"]
+Prior = Literal["given", "uniform", "natural"]
+ReplayAlignment = Literal["progress", "steps", "tokens"]
+
+
+@dataclass(frozen=True)
+class MixingSettings:
+    """The settings that say what decides the domain weights."""
+
+    PANEL: ClassVar = "Mixing"
+
+    schedule: str | None = setting(None, commands=("apply",))
+    """The schedule to train with: a file, or the name of a reference schedule. Without one: --mode online."""
+
+    mode: ApplyMode = setting("auto", commands=("apply",))
+    """policy: query the frozen policy; replay: follow the recorded weights; online: keep learning; auto: policy if the
+    schedule has one, else replay."""
+
+    replay_by: ReplayAlignment = setting("progress", commands=("apply",))
+    """What maps the recorded weights on this run's budget."""
+
+    map: dict[str, str] | None = setting(None, commands=("apply",))
+    """What a domain of the schedule is called in this corpus: OLD=NEW."""
+
+    prior: Prior = setting("given", commands=("proxy-train",))
+    """The weights to start from and to explore around. given: the manifest's, uniform without one."""
+
+    mixer: str = setting("ac-odm", choices=MIXERS, commands=("proxy-train",))
+    """What decides the weights: ac-odm learns a policy; the others are baselines."""
+
+    mixer_options: dict[str, str] | None = setting(None, flag="--mixer-option")
+    """Change one setting of the mixer: NAME=VALUE. `--mixer-option help` lists them."""
+
+    agent: AgentPreset = "default"
+    """The preset of the actor-critic agent."""

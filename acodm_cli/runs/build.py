@@ -1,0 +1,212 @@
+"""Builds a run that is ready to train out of settings. It prints nothing, and writes nothing but the token cache.
+
+    settings -> corpus, prior, mixer, model (+ gradient probe) -> trainer -> Run
+
+Commands, tests, benchmarks and Python users all build their runs here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from acodm_cli.alignment.estimators import make_probe
+from acodm_cli.alignment.settings import AlignmentSettings
+from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.corpus.preflight import check_room
+from acodm_cli.corpus.token_store import OnProgress
+from acodm_cli.engine.device import Compute, choose_compute
+from acodm_cli.engine.distributed import Ranks
+from acodm_cli.engine.models import build_model, checkpoint_activations, load_model, model_config, published_lr
+from acodm_cli.engine.trainer import Trainer
+from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.mixing.baselines.static import natural_weights, uniform_weights
+from acodm_cli.mixing.catalog import make_mixer
+from acodm_cli.mixing.mixer import Array, Mixer, Task
+from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory
+from acodm_cli.runs.run import Run
+from acodm_cli.runs.settings import RunSettings
+from acodm_cli.schedule.library import find_schedule
+from acodm_cli.schedule.schedule import Schedule
+from acodm_cli.settings import declared
+
+ALONE = Ranks()
+# The mixer that decides the weights in each mode of `apply`.
+_MIXER_OF = {"policy": "policy", "replay": "replay", "online": "ac-odm"}
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def build_run(
+    settings: RunSettings,
+    *,
+    schedule: Schedule | None = None,
+    corpus: Corpus | None = None,
+    mixer: Mixer | None = None,
+    ranks: Ranks = ALONE,
+    on_progress: OnProgress = lambda *_: None,
+    warn: Callable[[str], None] = _warn,
+) -> Run:
+    """Returns a run that is ready to train.
+
+    schedule: the schedule to apply, if it is loaded already. corpus, mixer: taken instead of those that the settings
+    name. ranks: the ranks that take part. on_progress: told how far tokenisation is. warn: told what the user should
+    know.
+
+    Raises:
+        UsageError, ScheduleError, ResourceError: what was asked for does not exist, does not apply, or does not fit.
+        AcodmError: the token cache cannot be written.
+    """
+    if settings.schedule is not None and schedule is None:
+        schedule = Schedule.load(settings.schedule)
+    settings = with_mode(settings, schedule)
+    if settings.batch % ranks.world_size:
+        raise UsageError(
+            f"--batch {settings.batch} cannot be shared by {ranks.world_size} ranks; give a multiple of {ranks.world_size}"
+        )
+    compute = choose_compute(settings.device, settings.dtype, ranks.local_rank if ranks.many else None)
+    # This finds an unknown model before minutes of tokenisation.
+    model_config(settings.model, 128, settings.seq_len)
+    if corpus is None:
+        corpus = ranks.in_turn(lambda: open_corpus(settings, on_progress))
+    if schedule is not None:
+        corpus = corpus.in_order_of(schedule.domains, settings.map)
+        if schedule.run.tokenizer_fingerprint not in ("", corpus.tokenizer.fingerprint):
+            warn("the schedule was learned with another tokenizer; its weights are shares of that one's tokens")
+    corpus.check_sequences(settings.seq_len)
+    check_room(corpus, settings.seq_len, settings.batch, settings.steps, settings.max_epochs)
+    prior_K = _prior(settings, corpus, schedule)
+    if mixer is None:
+        mixer = _make_mixer(settings, corpus, prior_K, schedule)
+        _check_applies(settings, mixer)
+    if mixer.needs_gram and settings.batch < 2 * len(corpus.names):
+        warn(_small_batch(settings.batch, len(corpus.names), mixer.name))
+    config = model_config(settings.model, corpus.tokenizer.padded_vocab_size, settings.seq_len)
+    config.eos_token_id = corpus.tokenizer.end_of_document
+    micro_batch, memory = plan_memory(settings, config, compute, ranks)
+    training = replace(settings, micro_batch=micro_batch, lr=settings.lr or published_lr(settings.model))
+    # A sharded model is built on the host, because only its shard has to fit the device.
+    sharded = ranks.many and settings.parallel == "fsdp"
+    with memory_errors(settings):
+        model = build_model(config, settings.seed, torch.device("cpu") if sharded else compute.device)
+        if settings.activation_checkpointing:
+            checkpoint_activations(model)
+        probe = None
+        if mixer.needs_gram:
+            probe = make_probe(model, len(corpus.names), settings, settings.seed, compute.device)
+            check_probe(probe, settings.batch, compute)
+        reference = _reference(mixer.reference, config.vocab_size, compute) if mixer.reference else None
+        trainer = Trainer(model, corpus, mixer, training, compute, probe, ranks, reference)
+    # One rank does this for all, because a reference model is large.
+    named = ranks.shared(lambda: input_digests(settings, mixer))
+    inputs = {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
+    return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn)
+
+
+# The mixture
+
+
+def with_mode(settings: RunSettings, schedule: Schedule | None) -> RunSettings:
+    """Returns the settings with the mode of `apply` decided.
+
+    Raises:
+        UsageError: the mode needs a schedule, and there is none.
+        ScheduleError: the mode needs a policy, and the schedule has none.
+    """
+    if settings.command != "apply":
+        return settings
+    mode = settings.mode
+    if schedule is None:
+        if mode not in ("auto", "online"):
+            raise UsageError(f"--mode {mode} needs --schedule; without one, --mode online learns from scratch")
+        return replace(settings, mode="online")
+    if mode == "auto":
+        return replace(settings, mode="policy" if schedule.policy is not None else "replay")
+    if mode == "policy" and schedule.policy is None:
+        raise ScheduleError(f"{settings.schedule} holds no policy; use --mode replay")
+    return settings
+
+
+def _prior(settings: RunSettings, corpus: Corpus, schedule: Schedule | None) -> Array:
+    """Returns the weights to start from, on the simplex. [K]"""
+    if schedule is not None:
+        recorded = schedule.run.prior
+        if set(recorded) == set(schedule.domains) and all(weight > 0 for weight in recorded.values()):
+            return natural_weights(np.array([recorded[name] for name in schedule.domains]))
+        return natural_weights(schedule.weights_SK[0])
+    if settings.prior == "natural":
+        return natural_weights(corpus.upsampled_tokens_K)
+    if settings.prior == "given" and corpus.weights:
+        return natural_weights(np.array([corpus.weights[name] for name in corpus.names]))
+    return uniform_weights(len(corpus.names))
+
+
+def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule: Schedule | None) -> Mixer:
+    name, options = settings.mixer, settings.mixer_options
+    if settings.command == "apply":
+        name = _MIXER_OF[settings.mode]
+        if schedule is not None and options is not None and "schedule" in options:
+            raise UsageError("--mixer-option schedule= does nothing beside --schedule; leave one of them out")
+        if name == "replay":
+            options = {"by": settings.replay_by} | (options or {})
+    task = Task(corpus.names, corpus.upsampled_tokens_K, prior_K, settings.seed, options, settings.agent, schedule)
+    return make_mixer(name, task)
+
+
+def _check_applies(settings: RunSettings, mixer: Mixer) -> None:
+    """Raises UsageError if the user changed a setting of the mixture that would do nothing."""
+    used = {*mixer.uses, *(declared(AlignmentSettings) if mixer.needs_gram else ())}
+    for name in ("prior", "agent", "replay_by", *declared(AlignmentSettings)):
+        if name in settings.changed() and name not in used:
+            option = declared(RunSettings)[name].option
+            raise UsageError(f"{option} {getattr(settings, name)} does nothing with mixer {mixer.name}; leave it out")
+    if settings.map and settings.schedule is None:
+        raise UsageError("--map renames the domains of a schedule; give one with --schedule, or leave it out")
+
+
+def _small_batch(batch: int, domains: int, mixer: str) -> str:
+    return (
+        f"--batch {batch} holds fewer than two sequences of most of the {domains} domains: the norms of their gradients, "
+        f"which mixer {mixer} goes by, will often or always be unknown; from --batch {2 * domains} on they are known"
+    )
+
+
+def _reference(folder: str, vocab_size: int, compute: Compute) -> nn.Module:
+    """Returns the reference model. Raises UsageError if it cannot be loaded or has another vocabulary."""
+    model = load_model(folder, compute.device)
+    found: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
+    if found != vocab_size:
+        raise UsageError(
+            f"the reference model has a vocabulary of {found}, this run one of {vocab_size}; "
+            "train the reference with the same --tokenizer"
+        )
+    return model
+
+
+# What must not change before the run is resumed
+
+
+def input_digests(settings: RunSettings, mixer: Mixer) -> dict[str, str]:
+    """Returns, by option, a digest of the content that it names: of the schedule, and of what else the mixer reads."""
+    options = settings.mixer_options or {}
+    named = {"--schedule": settings.schedule} | {name: options.get(name) for name in mixer.files}
+    return {name: _digest(source) for name, source in named.items() if source}
+
+
+def _digest(source: str) -> str:
+    path = Path(source) if Path(source).exists() else find_schedule(source)
+    digest = hashlib.sha256()
+    for part in sorted(path.glob("*")) if path.is_dir() else [path]:
+        if part.suffix in (".safetensors", ".json") or part == path:
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""How much memory a run takes, and how its batch is divided so that it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from acodm_cli.alignment.probe import GradientProbe
+from acodm_cli.engine.device import Compute
+from acodm_cli.engine.distributed import Ranks
+from acodm_cli.engine.memory import MemoryEstimate, estimate_memory, free_memory
+from acodm_cli.engine.models import PRESETS, model_config
+from acodm_cli.engine.settings import TrainSettings
+from acodm_cli.errors import ResourceError
+
+# The most logits that a micro-batch may have. In fp32 and with their gradient, they take 8 bytes each.
+MAX_LOGITS = {"cpu": 1 << 27, "cuda": 1 << 30}
+
+
+def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: Ranks) -> tuple[int, MemoryEstimate]:
+    """Returns the size of the micro-batch, and an estimate of the memory that a run with it takes.
+
+    If the settings do not give the size, a rank's share of the batch is divided into the fewest equal parts whose
+    logits stay within bounds and that fit.
+
+    Raises:
+        ResourceError: the run does not fit; the message says what would fit.
+    """
+    share = settings.batch // ranks.world_size
+    shards = ranks.world_size if settings.parallel == "fsdp" else 1
+
+    def estimate(micro_batch: int, checkpointing: bool, of: Any = config, shards: int = shards) -> MemoryEstimate:
+        return estimate_memory(of, micro_batch, micro_batch < share, settings.seq_len, compute, checkpointing, shards)
+
+    # Ranks that compute on the CPU of one machine share its memory. All plan with the least that any of them has,
+    # because micro-batches of different sizes would make the ranks of fsdp wait for each other.
+    free = -ranks.largest(-free_memory(compute)) // (ranks.world_size if compute.device.type == "cpu" else 1)
+    parts = -(-share // max(1, MAX_LOGITS[compute.device.type] // (settings.seq_len * config.vocab_size)))
+    micro_batch = settings.micro_batch or -(-share // parts)
+    found = estimate(micro_batch, settings.activation_checkpointing)
+    while found.total > free and micro_batch > 1 and settings.micro_batch is None:
+        micro_batch = -(-micro_batch // 2)
+        found = estimate(micro_batch, settings.activation_checkpointing)
+    if found.total <= free:
+        return micro_batch, found
+    message = (
+        f"{settings.model} takes about {gib(found.total)} with --micro-batch {micro_batch}, and {gib(free)} are free on "
+        f"{compute.label}; "
+    )
+    if estimate(1, settings.activation_checkpointing).total <= free:
+        raise ResourceError(message + "use a smaller --micro-batch, or leave it out")
+    if estimate(1, True).total <= free:
+        raise ResourceError(message + "use --activation-checkpointing")
+    many = next((n for n in (2, 4, 8, 16, 32, 64) if estimate(1, True, shards=n).total <= free), None)
+    advice = []
+    if many is not None and compute.device.type == "cuda":
+        advice.append(f"{many} GPUs with --parallel fsdp and --activation-checkpointing")
+    smaller = [n for n in PRESETS if n.startswith("pythia")]
+    fitting = [
+        n for n in smaller if estimate(1, False, model_config(n, config.vocab_size, settings.seq_len), 1).total <= free
+    ]
+    advice.append(f"a smaller model: {fitting[-1]} fits" if fitting else "a machine with more memory")
+    raise ResourceError(message + "use " + ", or ".join(advice))
+
+
+def check_probe(probe: GradientProbe, batch: int, compute: Compute) -> None:
+    """Raises ResourceError if the gradients that the probe keeps do not fit. batch: the global batch in sequences."""
+    free = free_memory(compute)
+    if (needed := probe.bytes_needed(batch)) > 0.6 * free:
+        raise ResourceError(
+            f"the per-domain gradients of these layers take {gib(needed)}, {gib(free)} are free; use --alignment sketch, "
+            "fewer --alignment-layers, or a smaller model"
+        )
+
+
+def gib(size: int) -> str:
+    """Returns a number of bytes as text in GiB."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+@contextmanager
+def memory_errors(settings: TrainSettings) -> Iterator[None]:
+    """Turns running out of memory in its block into a ResourceError with advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if "alloc" not in str(error).lower() or "memory" not in str(error).lower():
+            raise
+    else:
+        return
+    raise ResourceError(
+        f"not enough memory for {settings.model} with {settings.seq_len} tokens per sequence; lower --micro-batch or "
+        "--seq-len, use --dtype bf16, or a smaller --model"
+    )

@@ -1,0 +1,252 @@
+"""A run that is ready to train: it trains, stops, saves and finishes, and does what ranks must do together."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from acodm_cli import __version__
+from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.engine.device import Compute
+from acodm_cli.engine.distributed import Ranks
+from acodm_cli.engine.memory import MemoryEstimate
+from acodm_cli.engine.trainer import StepEvent, Trainer
+from acodm_cli.errors import Interrupted, UsageError
+from acodm_cli.mixing.mixer import Array, Mixer
+from acodm_cli.runs.folder import RunFolder, load_checkpoint
+from acodm_cli.runs.memory_plan import memory_errors
+from acodm_cli.runs.model_folder import save_model
+from acodm_cli.runs.recorder import Recorder
+from acodm_cli.runs.settings import RunSettings
+from acodm_cli.schedule.schedule import Schedule
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Handles SIGINT, SIGTERM, and SIGUSR1, by which Slurm tells that time is running out.
+
+    Before training, a signal stops the run at once. In training, it lets the step finish and be saved; a second signal
+    stops the run at once. resuming: whether there is a saved run, for the message.
+    """
+
+    def __init__(self, resuming: bool) -> None:
+        self.resuming = resuming
+        self.signal_number: int | None = None
+        self.in_training = False
+
+    @contextmanager
+    def installed(self) -> Iterator[StopRequest]:
+        """Handles the signals while its block runs."""
+        previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.in_training:
+            left = "the run to resume is as it was" if self.resuming else "nothing to resume"
+            raise Interrupted(f"interrupted before training began; {left}", number)
+        if self.signal_number is not None:
+            raise Interrupted("interrupted again: stopped at once; --resume continues from the last checkpoint", number)
+        self.signal_number = number
+
+
+class Run:
+    """A run. It is built by `build_run`, and trained by `for event in run.steps()`.
+
+    settings: what was asked for. corpus, mixer, trainer: the parts of the run. prior_K: the weights that it starts
+    from. compute, ranks: where it runs. parameters: the number of the model's parameters. memory: the estimated memory
+    that it takes. inputs: a digest of the content of each input, by its name in messages. warn: told what the user
+    should know. recorder: keeps the record so far. checkpoint_seconds: the time spent on saving.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        corpus: Corpus,
+        prior_K: Array,
+        trainer: Trainer,
+        compute: Compute,
+        ranks: Ranks,
+        memory: MemoryEstimate,
+        inputs: dict[str, str],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.settings = settings
+        self.corpus = corpus
+        self.prior_K = prior_K
+        self.trainer = trainer
+        self.compute = compute
+        self.ranks = ranks
+        self.parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        self.memory = memory
+        self.inputs = inputs
+        self.warn = warn
+        self.recorder = Recorder(corpus.names)
+        self.checkpoint_seconds = 0.0
+        self._folder: RunFolder | None = None
+        self._stop: StopRequest | None = None
+
+    @property
+    def mixer(self) -> Mixer:
+        """The mixer, which decides the weights."""
+        return self.trainer.mixer
+
+    # Training
+
+    def steps(self) -> Iterator[StepEvent]:
+        """Trains to the end, and yields an event per step. A run that is kept in a folder saves itself on the way.
+
+        Raises:
+            AcodmError: a loss or gradient is not finite, or a checkpoint cannot be written.
+            ResourceError: the memory does not suffice.
+            Interrupted: a signal asked to stop; the state is saved.
+        """
+        if self._stop is not None:
+            self._stop.in_training = True
+        with memory_errors(self.settings):
+            for event in self.trainer.steps():
+                if self.ranks.is_first:
+                    self.recorder.add(event)
+                yield event
+                # From here on all ranks act together, and whoever follows the run has seen the step.
+                self._save_if_due(event.step)
+
+    def _save_if_due(self, step: int) -> None:
+        folder, stop, settings = self._folder, self._stop, self.settings
+        if folder is None:
+            return
+        signal_number = self.ranks.largest((stop.signal_number if stop else None) or 0)
+        finished = step == settings.steps
+        # The last checkpoint is there because saving the model or the schedule may still fail.
+        if finished or signal_number or step % settings.steps_between_checkpoints == 0:
+            self._save(folder)
+        if signal_number and not finished:
+            raise Interrupted(
+                f"stopped at step {step} of {settings.steps}, state saved; continue with: "
+                f"acodm {settings.command} --out {folder.out} --resume",
+                signal_number,
+            )
+
+    # On disk
+
+    def keep_in(self, folder: RunFolder, stop: StopRequest | None = None, resume: bool = False) -> None:
+        """Keeps checkpoints in a folder, whose lock must be held.
+
+        stop: tells whether a signal has asked the run to stop. resume: True to continue from the newest checkpoint in
+        the folder, or from the beginning if there is none; False to claim the folder for this run.
+
+        Raises:
+            AcodmError: no checkpoint can be read, or the folder cannot be written.
+            UsageError: corpus, schedule or another input is not what the run began with.
+        """
+        self._folder, self._stop = folder, stop
+        if resume:
+            self.ranks.first(lambda: folder.remove_left_over(self.settings.save_model))
+            self.ranks.first(lambda: folder.write_settings(self.settings))
+            self._resume(folder)
+        else:
+            self.ranks.first(lambda: folder.begin(self.settings))
+
+    def _resume(self, folder: RunFolder) -> None:
+        path = self.ranks.shared(lambda: folder.newest_intact(self.warn))
+        if path is None:
+            return
+        state = load_checkpoint(path, mapped=self.ranks.many)
+        for what, digest in state["inputs"].items():
+            if self.inputs.get(what) != digest:
+                raise UsageError(
+                    f"{what} has changed since the run of {folder.out} began; restore it, or start over with --force"
+                )
+        self.trainer.load_state_dict(state["trainer"])
+        self.recorder.load_state_dict(state["recorder"])
+
+    def _save(self, folder: RunFolder) -> None:
+        started = time.perf_counter()
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "recorder": self.recorder.state_dict(),
+            "inputs": self.inputs,
+        }
+        self.ranks.first(lambda: folder.save_checkpoint(self.trainer.step, state, self.settings.keep_checkpoints))
+        self.checkpoint_seconds += time.perf_counter() - started
+
+    def save_model(self, folder: Path) -> None:
+        """Writes the model as a Hugging Face checkpoint folder, and replaces what is there. Every rank must call this.
+
+        Raises:
+            AcodmError: the folder could not be written.
+        """
+        weights = self.trainer.model_state()
+        self.ranks.first(lambda: save_model(self.trainer.model, weights, self.corpus.tokenizer, folder))
+
+    def finish(self) -> Schedule | None:
+        """Writes the model (if asked for) and the schedule, and removes the checkpoints. Returns the schedule on the
+        first rank, None on the others.
+
+        Raises:
+            AcodmError: something could not be written; the checkpoints are kept.
+        """
+        folder = self._folder
+        assert folder is not None
+        if self.settings.save_model:
+            self.save_model(Path(self.settings.save_model))
+
+        def write() -> Schedule:
+            schedule = self.schedule()
+            schedule.write(folder.out)
+            folder.remove()
+            return schedule
+
+        return self.ranks.first(write)
+
+    # The record
+
+    def schedule(self, with_policy: bool = True) -> Schedule:
+        """Returns what the run has drawn and learned so far. with_policy: includes what the mixer has learned, which
+        takes about a second."""
+        policy = self.mixer.policy_bytes(self.corpus.names) if with_policy else None
+        return self.recorder.schedule(self.info(), policy)
+
+    def info(self) -> dict[str, Any]:
+        """Returns what the schedule file says about its run: nothing of this machine, neither paths nor times."""
+        s = self.settings
+        tokenizer = self.corpus.tokenizer
+        return {
+            "acodm_version": __version__,
+            "command": s.command,
+            "model": s.model if "/" not in s.model else Path(s.model).name,
+            "parameters": self.parameters,
+            "steps": s.steps,
+            "seq_len": s.seq_len,
+            "batch": s.batch,
+            "token_budget": s.steps * s.tokens_per_step,
+            "seed": s.seed,
+            "learning_rate": self.trainer.settings.lr,
+            "dtype": "bf16" if self.compute.dtype == torch.bfloat16 else "fp32",
+            "prior": dict(zip(self.corpus.names, self.prior_K.tolist(), strict=True)),
+            "mixer": {"name": self.mixer.name, "settings": self.mixer.settings()},
+            "alignment": s.alignment_info() if self.mixer.needs_gram else None,
+            "validation_sequences": s.validation_sequences,
+            "tokenizer": {
+                "name": tokenizer.name,
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+            },
+            "corpus": {
+                "name": self.corpus.name,
+                "fingerprint": self.corpus.fingerprint,
+                "tokens": dict(zip(self.corpus.names, map(int, self.corpus.tokens_K), strict=True)),
+                "sequences": dict(zip(self.corpus.names, map(int, self.trainer.sampler.sizes_K), strict=True)),
+            },
+        }

@@ -1,0 +1,101 @@
+"""The settings of a run, which join the groups of its parts, and the settings of how a command begins."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from acodm_cli.alignment.settings import AlignmentSettings
+from acodm_cli.corpus.settings import CorpusSettings
+from acodm_cli.engine.settings import TrainSettings
+from acodm_cli.errors import UsageError
+from acodm_cli.mixing.settings import MixingSettings
+from acodm_cli.runs.trackers import TRACKERS
+from acodm_cli.settings import check, declared, setting
+
+Command = Literal["proxy-train", "apply"]
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """The settings that say what a run keeps on disk."""
+
+    PANEL: ClassVar = "Files"
+
+    save_model: str | None = None
+    """The folder for the trained model, as a Hugging Face checkpoint. Default: none of proxy-train, beside --out of
+    apply."""
+
+    checkpoint_every: int | None = setting(None, least=1, changeable=True)
+    """The number of steps between checkpoints. Default: a fifth of the run, at most 1000."""
+
+    keep_checkpoints: int = setting(2, least=1, changeable=True)
+    """The number of the newest checkpoints that are kept."""
+
+    track: tuple[str, ...] = setting((), choices=TRACKERS, changeable=True)
+    """Write the run's numbers to a tracker too, beside --out. The option may be given several times."""
+
+
+@dataclass(frozen=True)
+class RunSettings(FileSettings, AlignmentSettings, MixingSettings, CorpusSettings, TrainSettings):
+    """Everything that decides what a run computes. Each part of the program takes the group that it knows.
+
+    The settings are stored in the run's folder, so that `--resume` needs only `--out`.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    command: Command = setting("proxy-train", flag=None)
+    """The command that the run belongs to."""
+
+    def __post_init__(self) -> None:
+        try:
+            check(self, lambda each, value: f"{each.option or each.name} {value}")
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    @property
+    def steps_between_checkpoints(self) -> int:
+        """The number of steps between checkpoints: `checkpoint_every`, or a fifth of the run and at most 1000."""
+        return self.checkpoint_every or max(1, min(1000, self.steps // 5))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all settings by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> RunSettings:
+        """Returns the settings that `to_json` gave. Raises ValueError or UsageError if they are not of this version."""
+        known = {field.name for field in fields(cls)}
+        if odd := sorted(set(value) ^ known):
+            raise ValueError(f"unknown or missing settings {', '.join(odd)}")
+        return cls(**value | {"track": tuple(value["track"])})
+
+    def changed(self) -> dict[str, Any]:
+        """Returns the settings that are not at their defaults, by name."""
+        values = {name: getattr(self, name) for name in declared(RunSettings)}
+        return {name: value for name, value in values.items() if value != declared(RunSettings)[name].default}
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """The settings that say how a command begins. They are not stored with the run."""
+
+    PANEL: ClassVar = "Files"
+
+    out: Path = setting(MISSING)
+    """The schedule to write: the record of the run."""
+
+    resume: bool = setting(False)
+    """Continue the unfinished run of the same --out."""
+
+    force: bool = setting(False)
+    """Replace existing files, and start an unfinished run over."""
+
+    dry_run: bool = setting(False)
+    """Prepare the corpus, show what the run would use of it, and stop."""
+
+    nproc: int | None = setting(None, least=1, panel="Training")
+    """Start so many ranks on this machine, as torchrun --nproc-per-node does."""

@@ -1,0 +1,105 @@
+"""What a schedule's metadata say of its run, typed and parsed once.
+
+A schedule may come from a stranger: a value that does not have the expected form counts as not given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+MOST = 2**40
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a run. Where the metadata do not say, a text is empty, a number is None and a mapping is empty.
+
+    model, command, acodm_version: what made the schedule. parameters: how many the model has. steps: optimiser steps.
+    batch: global batch in sequences. seq_len: predicted tokens per sequence. seeds: one of a run, several of a mean
+    over runs. prior: weight by domain. tokens, sequences: the size of the corpus, by domain. composed: what was done to
+    the schedule since, in order. title, paper, source, caveat: what published mixtures say of themselves.
+    """
+
+    acodm_version: str
+    command: str
+    model: str
+    parameters: float | None
+    steps: int | None
+    batch: int | None
+    seq_len: int | None
+    seeds: tuple[int, ...]
+    mixer: str
+    prior: dict[str, float]
+    tokenizer: str
+    tokenizer_fingerprint: str
+    vocab_size: int | None
+    corpus: str
+    tokens: dict[str, float]
+    sequences: dict[str, float]
+    composed: tuple[str, ...]
+    title: str
+    paper: str
+    source: str
+    caveat: str
+
+    @classmethod
+    def parse(cls, info: dict[str, Any]) -> RunInfo:
+        """Returns what the JSON object of the metadata says."""
+        mixer, tokenizer, corpus = (_mapping(info.get(name)) for name in ("mixer", "tokenizer", "corpus"))
+        composed, seeds = info.get("composed"), info.get("seeds")
+        return cls(
+            acodm_version=_text(info.get("acodm_version")),
+            command=_text(info.get("command")),
+            model=_text(info.get("model")),
+            parameters=_number(info.get("parameters")),
+            steps=_whole(info.get("steps"), 1),
+            batch=_whole(info.get("batch"), 1),
+            seq_len=_whole(info.get("seq_len"), 1),
+            seeds=_seeds(seeds if isinstance(seeds, list) else [info.get("seed")]),
+            mixer=_text(mixer.get("name")),
+            prior=_numbers(info.get("prior")),
+            tokenizer=_text(tokenizer.get("name")),
+            tokenizer_fingerprint=_text(tokenizer.get("fingerprint")),
+            vocab_size=_whole(tokenizer.get("vocab_size"), 1),
+            corpus=_text(corpus.get("name")),
+            tokens=_numbers(corpus.get("tokens")),
+            sequences=_numbers(corpus.get("sequences")),
+            composed=tuple(filter(None, map(_text, composed))) if isinstance(composed, list) else (),
+            title=_text(info.get("title")),
+            paper=_text(info.get("paper")),
+            source=_text(info.get("source")),
+            caveat=_text(info.get("caveat")),
+        )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    number = _number(value)
+    return "" if number is None else f"{value}"
+
+
+def _number(value: Any) -> float | None:
+    """Returns the value if it is a number that can count or measure something, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e18 < value < 1e18:
+        return None
+    return float(value)
+
+
+def _whole(value: Any, least: int) -> int | None:
+    return value if type(value) is int and least <= value <= MOST else None
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    """Returns the entries that are finite numbers."""
+    numbers = {name: _number(entry) for name, entry in _mapping(value).items()}
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _seeds(values: list[Any]) -> tuple[int, ...]:
+    return tuple(value for value in values if _whole(value, 0) is not None)
