@@ -94,7 +94,9 @@ def _settings(given: Given, command: Command, start: StartSettings) -> RunSettin
     if "help" in (given.values.get("mixer_options") or ()):
         from acodm_cli.commands.mixer_options import print_mixer_options
 
-        print_mixer_options(given.values.get("mixer", "ac-odm"), given.values["agent"])
+        mode = given.values.get("mode", "online")
+        mixer = given.values.get("mixer", "ac-odm" if mode in ("auto", "online") else mode)
+        print_mixer_options(mixer, given.values["agent"])
         return None
     values = given.of(RunSettings)
     if start.resume:
@@ -102,7 +104,7 @@ def _settings(given: Given, command: Command, start: StartSettings) -> RunSettin
     if "model" not in values:
         raise UsageError("give the target with --model, for example --model pythia-1b")
     if command == "apply" and "save_model" not in values:
-        values["save_model"] = str(start.out.with_name(f"{start.out.stem}.model"))
+        values["save_model"] = str(start.out.parent / f"{start.out.stem}.model")
     return RunSettings(command=command, **values)
 
 
@@ -111,7 +113,7 @@ def _resumed_settings(values: dict[str, Any], named: set[str], command: Command,
 
     folder = RunFolder(out)
     if out.exists() and not folder.settings_file.is_file():
-        folder.remove_left_over()
+        folder.clear()
         print(f"{out} is complete; nothing to resume", file=sys.stderr)  # noqa: T201
         return None
     stored = folder.resumable_settings()

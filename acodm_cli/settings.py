@@ -12,12 +12,12 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-import math
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -56,6 +56,10 @@ def setting(
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
+# No number is larger, infinities included; NaN is not smaller either.
+_LARGEST = 2**63
+
+
 @dataclass(frozen=True)
 class Declared:
     """What is known about one setting.
@@ -89,20 +93,24 @@ class Declared:
         if value is None and self.optional:
             return None
         if self.choices:
-            odd = set(value if isinstance(value, tuple) else (value,)) - set(self.choices)
+            several = self.default == ()
+            if several and not isinstance(value, (tuple, list)):
+                return f"give a tuple of {', '.join(self.choices)}"
+            odd = {str(each) for each in (value if several else [value])} - set(self.choices)
             close = difflib.get_close_matches(str(min(odd, default="")), self.choices, n=1)
             hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(self.choices)}"
             return hint if odd else None
         if self.kind not in (int, float):
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, self.kind)):
+        if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
             return f"give {'a whole number' if self.kind is int else 'a number'}"
+        number: Any = value
         inside = (
-            math.isfinite(value)
-            and (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
+            abs(number) < _LARGEST
+            and (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
         )
         return None if inside else f"give {self._range()}"
 
@@ -167,4 +175,4 @@ def as_given(value: Any) -> Any:
     """Returns a value as the user writes it: several texts, or pairs of NAME=VALUE, with commas between them."""
     if isinstance(value, dict):
         return ", ".join(f"{name}={text}" for name, text in value.items())
-    return ", ".join(value) if isinstance(value, tuple) else value
+    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else value

@@ -36,7 +36,12 @@ def atomic_file(path: Path, durable: bool = True, named: Callable[[Path], Path] 
     Raises:
         OSError: the file cannot be written.
     """
-    descriptor, name = tempfile.mkstemp(prefix=partial_prefix(path), dir=path.absolute().parent)
+    path = Path(os.path.realpath(path))  # A link stays, and what it leads to is replaced.
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as device:
+            yield device
+        return
+    descriptor, name = tempfile.mkstemp(prefix=partial_prefix(path), dir=path.parent)
     partial = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -47,7 +52,7 @@ def atomic_file(path: Path, durable: bool = True, named: Callable[[Path], Path] 
         partial.chmod(0o666 & ~_umask())
         partial.replace(named(partial) if named else path)
         if durable:
-            _sync(path.absolute().parent)
+            _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from acodm_cli.errors import ScheduleError
 from acodm_cli.runs.build import with_mode
 from acodm_cli.runs.settings import RunSettings, StartSettings
 from acodm_cli.schedule.schedule import Schedule
+from acodm_cli.settings import declared
 
 
 def run_apply(settings: RunSettings, start: StartSettings, given: set[str]) -> None:
@@ -37,5 +38,9 @@ def _completed(settings: RunSettings, given: set[str], schedule: Schedule | None
     run = schedule.run
     seed = run.seeds[0] if len(run.seeds) == 1 else None
     recorded: dict[str, Any] = {"steps": run.steps, "batch": run.batch, "seq_len": run.seq_len, "seed": seed}
-    left_open = {name: value for name, value in recorded.items() if name not in given and value is not None}
+    left_open = {
+        name: value
+        for name, value in recorded.items()
+        if name not in given and value is not None and value < 2**31 and not declared(RunSettings)[name].refusal(value)
+    }
     return replace(settings, **left_open)

@@ -17,7 +17,7 @@ from acodm_cli.commands.export import run_export
 from acodm_cli.commands.inspect_settings import InspectSettings
 from acodm_cli.display import facts
 from acodm_cli.display.inspect import View, domain_order, print_views
-from acodm_cli.display.series import PLOTS, chosen, plot_of
+from acodm_cli.display.series import PLOTS, check_plot, chosen, plot_of
 from acodm_cli.display.style import printable
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule import compose
@@ -37,6 +37,8 @@ def run_inspect(settings: InspectSettings) -> None:
     """
     _check(settings)
     views = _views(settings)
+    for view in views:
+        check_plot(view.schedule, settings.plot)
     if settings.export is not None:
         run_export(views[0].name, views[0].schedule, settings)
         return

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from acodm_cli.errors import UsageError
 from acodm_cli.mixing.catalog import MIXERS
+from acodm_cli.mixing.settings import MixingSettings
 from acodm_cli.settings import declared
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ def print_mixer_options(mixer: str, preset: str) -> None:
     """
     if mixer not in MIXERS:
         raise UsageError(f"there is no mixer {mixer}; known: {', '.join(MIXERS)}")
+    agents = declared(MixingSettings)["agent"].choices
+    if preset not in agents:
+        raise UsageError(f"there is no --agent {preset}; known: {', '.join(agents)}")
     kind: type[Mixer] = resolve_name(MIXERS[mixer])
     defaults = kind.default_settings(preset)
     table = Table("name", "default", "what it is", box=None, pad_edge=False, header_style="bold")

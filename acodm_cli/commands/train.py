@@ -21,7 +21,7 @@ from acodm_cli.runs.recorder import LiveRecord
 from acodm_cli.runs.run import Run, StopRequest
 from acodm_cli.runs.settings import RunSettings, StartSettings
 from acodm_cli.runs.trackers import check_trackers, make_tracker
-from acodm_cli.runs.trackers.tracker import Tracked
+from acodm_cli.runs.trackers.tracker import Tracked, Tracker
 from acodm_cli.schedule.schedule import Schedule
 
 LONG_RUN_SECONDS = 600
@@ -44,7 +44,7 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         if not (start.resume or start.dry_run):
             ranks.first(lambda: folder.check(settings, start.force))
         if not start.dry_run:
-            ranks.first(lambda: check_trackers(settings.track, start.out, start.force or start.resume))
+            ranks.first(lambda: check_trackers(settings.trackers, start.out, start.force or start.resume))
             ranks.first(lambda: stack.enter_context(folder.locked()))
         with PreparationDisplay(console) as on_progress:
             run = build_run(
@@ -58,16 +58,21 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         _show_preflight(run, console)
         if start.dry_run:
             return False
-        run.keep_in(folder, stop, start.resume)
         if start.resume:
+            run.keep_in(folder, stop, resume=True)
             step = run.trainer.step
             _say(console, f"resumed at step {step} of {settings.steps}" if step else "no checkpoint yet; starting from the beginning")  # fmt: skip
-        _say_how_long(run, console)
-        efficiency = Efficiency(run)
+        # A new run claims the folder when nothing can fail any more but training.
         with ExitStack() as following:
-            observers = _observers(run, folder, start, efficiency, console) if ranks.is_first else []
-            for observer in observers:
-                following.callback(observer.close)
+            trackers = ranks.first(lambda: _trackers(run, start, following)) or []
+            if not start.resume:
+                run.keep_in(folder, stop)
+            _say_how_long(run, console)
+            efficiency = Efficiency(run)
+            observers: list[Observer] = [efficiency]
+            if ranks.is_first:
+                record = LiveRecord(lambda: run.schedule(with_policy=False), folder.record)
+                observers += [*trackers, record, _display(run, console, following)]
             for event in run.steps():
                 for observer in observers:
                     observer.add(event)
@@ -79,23 +84,29 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         return True
 
 
-def _observers(
-    run: Run, folder: RunFolder, start: StartSettings, efficiency: Efficiency, console: Console
-) -> list[Observer]:
-    """Returns what follows the run on the first rank."""
-    s = run.settings
+def _trackers(run: Run, start: StartSettings, following: ExitStack) -> list[Tracker]:
+    """Returns the run's trackers, which are closed with `following`."""
     tracked = Tracked(
-        start.out, run.info(), run.corpus.names, s.tokens_per_step, run.trainer.step, start.resume, run.warn
+        start.out,
+        run.info(),
+        run.corpus.names,
+        run.settings.tokens_per_step,
+        run.trainer.step,
+        start.resume,
+        run.warn,
     )
-    trackers = [make_tracker(name, tracked) for name in s.track]
-    record = LiveRecord(lambda: run.schedule(with_policy=False), folder.record)
-    # The display comes last: it takes the terminal, and what is made before it may fail.
-    return [
-        efficiency,
-        *trackers,
-        record,
-        TrainingDisplay(console, run.corpus.names, run.prior_K, s.steps, tracked.step),
-    ]
+    trackers = []
+    for name in run.settings.trackers:
+        trackers.append(make_tracker(name, tracked))
+        following.callback(trackers[-1].close)
+    return trackers
+
+
+def _display(run: Run, console: Console, following: ExitStack) -> TrainingDisplay:
+    """Returns the progress display, which takes the terminal until `following` is closed."""
+    display = TrainingDisplay(console, run.corpus.names, run.prior_K, run.settings.steps, run.trainer.step)
+    following.callback(display.close)
+    return display
 
 
 def _say(console: Console, message: str, style: str | None = None) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from acodm_cli.display.style import printable
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule.compose import means
-from acodm_cli.schedule.schedule import STEP_COLUMNS, Schedule
+from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Schedule
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,14 @@ class Series:
         return self.what == "weights" and self.whole and self.band_RN is None
 
 
+def check_plot(schedule: Schedule, what: str) -> None:
+    """Raises UsageError if the schedule has no column of that name, and what is plotted is none of PLOTS."""
+    if what not in PLOTS and what not in (*DOMAIN_COLUMNS, *STEP_COLUMNS, *schedule.metrics):
+        known = list(dict.fromkeys([*PLOTS, *STEP_COLUMNS, *schedule.metrics]))
+        shown = ", ".join(printable(name[:80]) for name in known[:40])
+        raise UsageError(f"this schedule has no column {printable(what)!r} to plot; known: {shown}")
+
+
 def series(schedule: Schedule, what: str, points: int, deviation_SK: NDArray[np.float32] | None = None) -> Series:
     """Returns the curves of a plot. Each point is a mean over an equal span of steps; where only some steps have
     values, over an equal span of those.
@@ -91,10 +100,8 @@ def series(schedule: Schedule, what: str, points: int, deviation_SK: NDArray[np.
     Raises:
         UsageError: the schedule has no such numbers.
     """
+    check_plot(schedule, what)
     plot = plot_of(what)
-    if missing := [name for name in plot.columns if name not in schedule.per_step and name not in schedule.per_domain]:
-        known = ", ".join(dict.fromkeys([*PLOTS, *STEP_COLUMNS, *schedule.metrics]))
-        raise UsageError(f"this schedule has no column {missing[0]!r} to plot; known: {known}")
     of_domains = plot.columns[0] in schedule.per_domain
     if of_domains:
         names, values_SN = schedule.domains, schedule.per_domain[plot.columns[0]]

@@ -68,6 +68,8 @@ def build_run(
     """
     if settings.schedule is not None and schedule is None:
         schedule = Schedule.load(settings.schedule)
+    if schedule is not None and settings.command != "apply":
+        raise UsageError('a schedule is applied with command="apply"; proxy-train takes one by mixer_options')
     settings = with_mode(settings, schedule)
     if settings.batch % ranks.world_size:
         raise UsageError(
@@ -132,7 +134,7 @@ def with_mode(settings: RunSettings, schedule: Schedule | None) -> RunSettings:
     if mode == "auto":
         return replace(settings, mode="policy" if schedule.policy is not None else "replay")
     if mode == "policy" and schedule.policy is None:
-        raise ScheduleError(f"{settings.schedule} holds no policy; use --mode replay")
+        raise ScheduleError(f"{settings.schedule or 'the schedule'} holds no policy; use --mode replay")
     return settings
 
 
@@ -203,7 +205,9 @@ def input_digests(settings: RunSettings, mixer: Mixer) -> dict[str, str]:
 
 
 def _digest(source: str) -> str:
-    path = Path(source) if Path(source).exists() else find_schedule(source)
+    path = Path(source)
+    if not path.exists() or path.suffix == ".run":
+        path = find_schedule(source)
     digest = hashlib.sha256()
     for part in sorted(path.glob("*")) if path.is_dir() else [path]:
         if part.suffix in (".safetensors", ".json") or part == path:

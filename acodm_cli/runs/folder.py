@@ -37,7 +37,7 @@ class RunFolder:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.path = out.with_name(f"{out.stem}.run")
+        self.path = out.parent / f"{out.stem}.run"
         self.settings_file = self.path / "run.json"
         self.record = self.path / RECORD
 
@@ -53,7 +53,7 @@ class RunFolder:
             raise UsageError(f"--out {self.out} must end in .parquet")
         if self.out.is_dir():
             raise UsageError(f"--out {self.out} is a folder; give a file name")
-        if settings.schedule and Path(settings.schedule).resolve() == self.out.resolve():
+        if settings.schedule and Path(settings.schedule).resolve() in (self.out.resolve(), self.path.resolve()):
             raise UsageError(f"--out {self.out} is the schedule itself; give another --out for the record of this run")
         model = Path(settings.save_model) if settings.save_model else None
         if model is not None and Path.cwd().is_relative_to(model.resolve()):
@@ -125,8 +125,18 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        if not self.settings_file.is_file():
-            self.remove(with_lock=True)
+
+    def clear(self) -> None:
+        """Removes what a complete run may have left if its process was killed.
+
+        Raises:
+            UsageError: another process is at work here.
+        """
+        if self.path.is_dir():
+            with self.locked():  # which leaves nothing where there is nothing to resume
+                self.remove_left_over()
+        else:
+            self.remove_left_over()
 
     def _partials(self) -> Iterable[Path]:
         return self.path.glob(".*.acodm-*")

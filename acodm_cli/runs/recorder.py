@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule.measures import entropy
-from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Per, Schedule
+from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, SCHEMA, STEP_COLUMNS, Per, Schedule
 
 if TYPE_CHECKING:
     from acodm_cli.engine.trainer import StepEvent
@@ -67,12 +68,15 @@ class Recorder:
 
     def _check_metric(self, metric: str, value: Any) -> None:
         """Asserts that a metric has a name of its own, and is a number or an array with one per domain."""
-        taken = metric in self.rows and metric not in self.metrics and metric not in MIXER_COLUMNS
-        assert not taken, f"a metric cannot be named {metric!r}: every schedule has that column"
-        shape = np.shape(value)
-        assert shape in ((), (len(self.domains),)), (
-            f"metric {metric!r} has shape {shape}; give a number or one per domain"
+        own = metric in MIXER_COLUMNS or metric not in SCHEMA.names
+        assert own, f"a metric cannot be named {metric!r}: every schedule has that column"
+        of_domains = isinstance(value, np.ndarray) and value.shape == (len(self.domains),)
+        assert of_domains or isinstance(value, Real), (
+            f"metric {metric!r} is neither a number nor an array with one per domain"
         )
+        before, now = self.metrics.get(metric), "domain" if of_domains else "step"
+        before = "step" if metric in MIXER_COLUMNS else before
+        assert before in (None, now), f"metric {metric!r} is per {now}, and was per {before}"
 
     def _of_domains(self, name: str) -> bool:
         return name in DOMAIN_COLUMNS or self.metrics.get(name) == "domain"

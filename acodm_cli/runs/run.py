@@ -198,7 +198,7 @@ class Run:
             AcodmError: something could not be written; the checkpoints are kept.
         """
         folder = self._folder
-        assert folder is not None
+        assert folder is not None, "finish is for a run that is kept in a folder; see schedule and save_model"
         if self.settings.save_model:
             self.save_model(Path(self.settings.save_model))
 

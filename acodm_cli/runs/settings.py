@@ -33,8 +33,14 @@ class FileSettings:
     keep_checkpoints: int = setting(2, least=1, changeable=True)
     """The number of the newest checkpoints that are kept."""
 
-    track: tuple[str, ...] = setting((), choices=TRACKERS, changeable=True)
-    """Write the run's numbers to a tracker too, beside --out. The option may be given several times."""
+    track: tuple[str, ...] = setting((), choices=(*TRACKERS, "none"), changeable=True)
+    """Write the run's numbers to a tracker too, beside --out. The option may be given several times. none: to no tracker,
+    also if the run that is resumed had some."""
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names of the trackers, each once."""
+        return [name for name in dict.fromkeys(self.track) if name != "none"]
 
 
 @dataclass(frozen=True)

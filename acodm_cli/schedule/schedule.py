@@ -40,9 +40,11 @@ MAX_POLICY_BASE64_BYTES = 384 * 2**20
 MAX_DOMAINS = 10_000
 # A row takes about 4 bytes per column.
 MAX_ROWS = 2**26
-MAX_METRICS = 1000
+MAX_METRICS = 256
 # The rows times the columns that are read.
 MAX_CELLS = 2**30
+# Numbers of further columns that are read.
+MAX_METRIC_CELLS = 2**27
 BLOCK_ROWS = 2**20
 SIMPLEX_TOLERANCE = 1e-3
 
@@ -312,7 +314,8 @@ def _read_steps(
         raise ScheduleError(
             f"{path}: {num_rows} rows are not a whole number of steps of {num_domains} domains, or more than {MAX_ROWS}"
         )
-    if num_rows * len(wanted) > MAX_CELLS:
+    further = sum(name in metrics for name in wanted)
+    if num_rows * len(wanted) > MAX_CELLS or num_rows * further > MAX_METRIC_CELLS:
         raise ScheduleError(f"{path}: {len(wanted)} columns of {num_rows} rows are more than acodm reads")
     of_domains = {*DOMAIN_COLUMNS, *(name for name, per in metrics.items() if per == "domain")}
     blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in ("step", "tokens", *wanted)}
@@ -345,7 +348,8 @@ def _read_steps(
 def _blocks(file: pq.ParquetFile, columns: list[str], num_domains: int) -> Iterator[pa.Table]:
     """Yields the rows in order, in tables of whole steps."""
     rest: list[pa.Table] = []
-    rows = max(1, BLOCK_ROWS // num_domains) * num_domains
+    # Of a file with many columns, fewer rows at a time.
+    rows = max(1, BLOCK_ROWS * 15 // max(15, len(columns)) // num_domains) * num_domains
     for batch in file.iter_batches(batch_size=rows, columns=columns):
         table = pa.concat_tables([*rest, pa.Table.from_batches([batch])])
         whole = table.num_rows // num_domains * num_domains

@@ -100,9 +100,19 @@ def test_the_others_in_their_offline_modes(name: str, tmp_path: Path, monkeypatc
 
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "a.parquet"
-    out.with_suffix(".jsonl").write_text("mine\n")
+    out.with_suffix(".jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
     with pytest.raises(UsageError, match=r"a.jsonl exists; use --force"):
         check_trackers(["jsonl"], out, force=False)
+    check_trackers(["jsonl"], out, force=True)
+
+
+def test_what_it_has_not_written_is_not_touched(tmp_path: Path) -> None:
+    """Not with --force, and not on --resume."""
+    out = tmp_path / "a.parquet"
+    out.with_suffix(".jsonl").write_text('{"text": "a corpus"}\n')
+    with pytest.raises(UsageError, match=r"a.jsonl was not written by --track jsonl; give another --out"):
+        check_trackers(["jsonl"], out, force=True)
+    out.with_suffix(".jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
     check_trackers(["jsonl"], out, force=True)
 
 
@@ -120,8 +130,8 @@ class Failing(Tracker):
     def log(self, step: int, numbers: dict[str, float]) -> None:
         raise OSError(28, "No space left on device")
 
-    def close(self) -> None:
-        pass
+    def end(self) -> None:
+        raise OSError(28, "No space left on device")
 
 
 def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path: Path) -> None:
@@ -129,6 +139,7 @@ def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path: Path) -> None:
     tracker = Failing(of_run(tmp_path / "a.parquet", said=said))
     for step in (1, 2):
         tracker.add(event(step))
+    tracker.close()
     assert said == ["the tracker Failing failed at step 1 and is given up: No space left on device"]
 
 

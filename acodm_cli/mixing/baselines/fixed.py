@@ -52,7 +52,8 @@ class FixedMixer(StaticMixer):
         own = with_options(cls.Settings(), task.options, cls.name)
         if own.schedule is not None:
             weights_SK = Schedule.load(own.schedule).in_order_of(task.domains).weights_SK
-            return cls(weights_SK.mean(axis=0) if own.of == "mean" else weights_SK[-1])
+            weights_K = weights_SK.mean(axis=0) if own.of == "mean" else weights_SK[-1]
+            return cls(weights_K / weights_K.sum())
         if own.file is not None:
             given = _weights_of_file(Path(own.file))
         elif own.weights is not None:

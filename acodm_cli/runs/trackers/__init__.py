@@ -37,7 +37,11 @@ def check_trackers(names: Iterable[str], out: Path, force: bool) -> None:
         if kind.package is not None and find_spec(kind.package) is None:
             raise UsageError(f"--track {name} needs the package {kind.package}; pip install 'acodm[{name}]'")
         place = kind.place(out)
-        if place is not None and place.exists() and not force:
+        if place is None or not place.exists():
+            continue
+        if not kind.owns(place):
+            raise UsageError(f"{place} was not written by --track {name}; give another --out")
+        if not force:
             raise UsageError(f"{place} exists; use --force to replace it, or another --out")
 
 
@@ -53,4 +57,4 @@ def make_tracker(name: str, tracked: Tracked) -> Tracker:
     except AcodmError:
         raise
     except Exception as error:  # Whatever a tracker's own package raises.
-        raise UsageError(f"--track {name} cannot begin: {in_short(error)}; mend it, or leave the tracker out") from None
+        raise UsageError(f"--track {name} cannot begin: {in_short(error)}; mend it, or give --track none") from None

@@ -30,11 +30,19 @@ class JsonLines(Tracker):
     def place(cls, out: Path) -> Path:
         return out.with_suffix(".jsonl")
 
+    @classmethod
+    def owns(cls, place: Path) -> bool:
+        if not place.is_file():
+            return False
+        with place.open("rb") as file:
+            first = file.readline(1 << 16)
+        return not first or (b'"step"' in first and b'"train/loss"' in first)
+
     def log(self, step: int, numbers: dict[str, float]) -> None:
         self.file.write(json.dumps({"step": step, **numbers}) + "\n")
         self.file.flush()
 
-    def close(self) -> None:
+    def end(self) -> None:
         self.file.close()
 
 

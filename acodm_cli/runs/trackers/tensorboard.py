@@ -33,5 +33,5 @@ class TensorBoard(Tracker):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         self.writer._get_file_writer().add_summary(Summary(value=values), step)
 
-    def close(self) -> None:
+    def end(self) -> None:
         self.writer.close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from acodm_cli.errors import AcodmError
 from acodm_cli.runs.trackers.numbers import numbers_of
 from acodm_cli.writing import in_short
 
@@ -52,22 +53,36 @@ class Tracker(ABC):
         """Returns the file or folder that it writes beside the run's record, None if it writes elsewhere."""
         return None
 
+    @classmethod
+    def owns(cls, place: Path) -> bool:
+        """Returns whether what is at its place looks like its own, and may be written to. What is not is never touched."""
+        return True
+
     def add(self, event: StepEvent) -> None:
         """Passes on the numbers of a finished step. A tracker that fails is not used again, and never stops the run."""
-        if not self.working:
-            return
+        if self.working:
+            numbers = numbers_of(event, self.tracked.domains, self.tracked.tokens_per_step)
+            self._guarded(f"at step {event.step}", lambda: self.log(event.step, numbers))
+
+    def close(self) -> None:
+        """Ends tracking. Nothing that goes wrong here stops the run either."""
+        self._guarded("at the end", self.end)
+
+    def _guarded(self, when: str, work: Callable[[], None]) -> None:
         try:
-            self.log(event.step, numbers_of(event, self.tracked.domains, self.tracked.tokens_per_step))
+            work()
+        except AcodmError:  # A signal that stops the run.
+            raise
         except Exception as error:  # Whatever a full disk, a network or a tracker's own package raises.
+            if self.working:
+                name = type(self).__name__
+                self.tracked.warn(f"the tracker {name} failed {when} and is given up: {in_short(error)}")
             self.working = False
-            self.tracked.warn(
-                f"the tracker {type(self).__name__} failed at step {event.step} and is given up: {in_short(error)}"
-            )
 
     @abstractmethod
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Writes the numbers of one step. step: its number, from 1. numbers: by name, as `numbers_of` returns them."""
 
     @abstractmethod
-    def close(self) -> None:
+    def end(self) -> None:
         """Flushes and closes the destination."""

@@ -33,7 +33,7 @@ class Trackio(Tracker):
     def log(self, step: int, numbers: dict[str, float]) -> None:
         self.run.log(numbers, step=step)
 
-    def close(self) -> None:
+    def end(self) -> None:
         import trackio
 
         with redirect_stdout(sys.stderr):
