@@ -87,7 +87,7 @@ def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.nd
     for column in ("stage", "from step", "from sample", "rounding", "to zero", "most changed"):
         last = column == "most changed"
         table.add_column(
-            column, justify="left" if last else "right", no_wrap=True, min_width=0 if last else len(column)
+            column, justify="left" if last else "right", no_wrap=not last, min_width=0 if last else len(column)
         )
     for number, stage in enumerate(plan.stages):
         asked_K, realised_K = asked_NK[number], realised_NK[number]

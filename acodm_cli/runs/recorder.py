@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The record on disk is written at most so often, and writing it takes at most this share of the time.
 LEAST_SECONDS = 5.0
-MOST_SHARE = 0.002
+MOST_SHARE = 0.004
 
 
 # Columns of every schedule that are a mixer's to fill.

@@ -38,6 +38,10 @@ def find_schedule(source: str | Path) -> Path:
             if (path / RECORD).is_file():
                 return path / RECORD
             raise ScheduleError(f"the run of {path} has recorded nothing yet; look again in a moment")
+        if path.suffix == ".run":
+            raise ScheduleError(
+                f"there is no run in {path}; it has ended (see {path.with_suffix('.parquet')}) or has not begun"
+            )
     except (OSError, ValueError):  # not a possible file name: too long, or with a zero byte
         raise ScheduleError(f"{str(source)[:80]!r}… cannot be a file; give a .parquet file") from None
     known = reference_schedules()

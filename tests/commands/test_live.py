@@ -39,6 +39,8 @@ def test_a_run_that_has_recorded_nothing(tmp_path: Path) -> None:
     outcome = acodm("inspect", tmp_path / "a.run")
     assert outcome.code == 3
     assert "has recorded nothing yet; look again in a moment" in outcome.stderr
+    ended = acodm("inspect", tmp_path / "b.run")
+    assert f"it has ended (see {tmp_path / 'b.parquet'}) or has not begun" in ended.stderr
 
 
 def test_any_column_is_plotted(proxy: Path, tmp_path: Path) -> None:
