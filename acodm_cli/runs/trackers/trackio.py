@@ -13,7 +13,8 @@ from acodm_cli.runs.trackers.tracker import Tracked, Tracker
 
 
 class Trackio(Tracker):
-    """Writes a run with the record's name; `trackio show` shows it."""
+    """Writes a run with the record's name; `trackio show` shows it. If the run is resumed, what Trackio holds of steps after
+    the checkpoint stays there."""
 
     package = "trackio"
 

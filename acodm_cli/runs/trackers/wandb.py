@@ -14,7 +14,7 @@ from acodm_cli.runs.trackers.tracker import Tracked, Tracker
 
 class WeightsAndBiases(Tracker):
     """Writes a run with the record's name. Its identity at Weights & Biases is kept in out.wandb beside the record, so
-    that a resumed run finds it."""
+    that a resumed run finds it. What it holds of steps after the checkpoint stays there."""
 
     package = "wandb"
 
