@@ -88,9 +88,10 @@ def test_a_resumed_run_is_tracked_once(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_the_others_in_their_offline_modes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(name)
+    # Before they are imported, which is when they look.
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip(name)
     tracker = trackers.make_tracker(name, of_run(tmp_path / "a.parquet"))
     tracker.log(1, {"weights/a": 0.25})
     tracker.close()
