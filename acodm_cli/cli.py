@@ -14,8 +14,9 @@ from acodm_cli import __version__
 from acodm_cli.commands.inspect_settings import InspectSettings
 from acodm_cli.commands.options import Given, takes
 from acodm_cli.errors import AcodmError, ResourceError, UsageError
+from acodm_cli.mixing.settings import MIXER_OF_MODE
 from acodm_cli.runs.settings import Command, RunSettings, StartSettings
-from acodm_cli.settings import as_given, check, declared
+from acodm_cli.settings import as_given, declared
 
 app = typer.Typer(
     name="acodm",
@@ -39,7 +40,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
 @takes(RunSettings, StartSettings, command="proxy-train", defaults={"out": Path("out.parquet")})
 def proxy_train(given: Given) -> None:
     """Learn a mixture policy on a small model, or run a baseline, and export it as a schedule."""
-    start = _start(given)
+    start = StartSettings(**given.of(StartSettings))
     settings = _settings(given, "proxy-train", start)
     if settings is None or _ran_in_ranks(start.nproc):
         return
@@ -56,7 +57,7 @@ _OPEN: dict[str, Any] = {"model": None, "steps": None, "batch": None, "seq_len":
 @takes(RunSettings, StartSettings, command="apply", defaults={"out": Path("applied.parquet")} | _OPEN)
 def apply(given: Given) -> None:
     """Train a target model with a learned policy or schedule, or online without one."""
-    start = _start(given)
+    start = StartSettings(**given.of(StartSettings))
     settings = _settings(given, "apply", start)
     if settings is None or _ran_in_ranks(start.nproc):
         return
@@ -70,23 +71,9 @@ def apply(given: Given) -> None:
 def inspect(given: Given) -> None:
     """Show a schedule, compare several, compose new ones, export to other trainers."""
     settings = InspectSettings(**given.of(InspectSettings))
-    _check(settings)
     from acodm_cli.commands.inspect import run_inspect
 
     run_inspect(settings)
-
-
-def _check(settings: Any) -> None:
-    try:
-        check(settings, lambda each, value: f"{each.option} {value}")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _start(given: Given) -> StartSettings:
-    start = StartSettings(**given.of(StartSettings))
-    _check(start)
-    return start
 
 
 def _settings(given: Given, command: Command, start: StartSettings) -> RunSettings | None:
@@ -94,8 +81,8 @@ def _settings(given: Given, command: Command, start: StartSettings) -> RunSettin
     if "help" in (given.values.get("mixer_options") or ()):
         from acodm_cli.commands.mixer_options import print_mixer_options
 
-        mode = given.values.get("mode", "online")
-        mixer = given.values.get("mixer", "ac-odm" if mode in ("auto", "online") else mode)
+        mode = given.values.get("mode", "auto")
+        mixer = given.values.get("mixer") or MIXER_OF_MODE.get("online" if mode == "auto" else mode, mode)
         print_mixer_options(mixer, given.values["agent"])
         return None
     values = given.of(RunSettings)

@@ -20,6 +20,8 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from acodm_cli.errors import UsageError
+
 
 def setting(
     default: Any = MISSING,
@@ -88,15 +90,19 @@ class Declared:
         """The option's name on the command line, None if it has none."""
         return f"--{self.name.replace('_', '-')}" if self.flag == "" else self.flag
 
+    @property
+    def several(self) -> bool:
+        """Whether the setting takes several texts; such a setting has an empty tuple for its default."""
+        return self.default == ()
+
     def refusal(self, value: Any) -> str | None:
         """Returns what to give instead of this value, None if the value is allowed."""
         if value is None and self.optional:
             return None
         if self.choices:
-            several = self.default == ()
-            if several and not isinstance(value, (tuple, list)):
+            if self.several and not isinstance(value, (tuple, list)):
                 return f"give a tuple of {', '.join(self.choices)}"
-            odd = {str(each) for each in (value if several else [value])} - set(self.choices)
+            odd = {str(each) for each in (value if self.several else [value])} - set(self.choices)
             close = difflib.get_close_matches(str(min(odd, default="")), self.choices, n=1)
             hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(self.choices)}"
             return hint if odd else None
@@ -169,6 +175,14 @@ def check(settings: Any, shown: Callable[[Declared, Any], str] = lambda each, va
         value = getattr(settings, name)
         if (refusal := each.refusal(value)) is not None:
             raise ValueError(f"{shown(each, as_given(value))}; {refusal}")
+
+
+def check_options(settings: Any) -> None:
+    """Raises UsageError for the first value that its field does not allow, named as on the command line."""
+    try:
+        check(settings, lambda each, value: f"{each.option or each.name} {value}")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def as_given(value: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from acodm_cli.exports.catalog import EXPORTS
-from acodm_cli.settings import setting
+from acodm_cli.settings import check_options, setting
 
 SHOWN, COMPOSED, WRITTEN, EXPORTED = "What is shown", "Compose", "Other forms", "Export to a trainer"
 
@@ -79,3 +79,6 @@ class InspectSettings:
 
     target_path: str = setting("tokens/{domain}", panel=EXPORTED)
     """Where the trainer finds a domain's tokens."""
+
+    def __post_init__(self) -> None:
+        check_options(self)

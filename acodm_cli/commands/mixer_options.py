@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from pkgutil import resolve_name
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 from rich.table import Table
 
 from acodm_cli.errors import UsageError
-from acodm_cli.mixing.catalog import MIXERS
+from acodm_cli.mixing.catalog import mixer_class
 from acodm_cli.mixing.settings import MixingSettings
 from acodm_cli.settings import declared
-
-if TYPE_CHECKING:
-    from acodm_cli.mixing.mixer import Mixer
 
 
 def print_mixer_options(mixer: str, preset: str) -> None:
     """Prints name, default and text of every setting. preset: the name of the preset of the agent's settings.
 
     Raises:
-        UsageError: there is no such mixer.
+        UsageError: there is no such mixer, or no such preset.
     """
-    if mixer not in MIXERS:
-        raise UsageError(f"there is no mixer {mixer}; known: {', '.join(MIXERS)}")
+    kind = mixer_class(mixer)
     agents = declared(MixingSettings)["agent"].choices
     if preset not in agents:
         raise UsageError(f"there is no --agent {preset}; known: {', '.join(agents)}")
-    kind: type[Mixer] = resolve_name(MIXERS[mixer])
     defaults = kind.default_settings(preset)
     table = Table("name", "default", "what it is", box=None, pad_edge=False, header_style="bold")
     for name, each in declared(type(defaults)).items():  # type: ignore[arg-type]

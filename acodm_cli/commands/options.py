@@ -33,9 +33,7 @@ class Given:
         for name, each in declared(settings).items():
             value = self.values.get(name)
             if value is not None:
-                found[name] = (
-                    _pairs(each, value) if each.kind == _PAIRS else tuple(value) if each.default == () else value
-                )
+                found[name] = _pairs(each, value) if each.kind == _PAIRS else tuple(value) if each.several else value
         return found
 
 
@@ -75,7 +73,7 @@ def _parameter(each: Declared, default: Any) -> inspect.Parameter:
     text, shown = each.documentation, "|".join(each.choices) or None
     if each.kind == _PAIRS:
         kind = list[str]
-    elif each.default == ():
+    elif each.several:
         kind, default = list[str], None
     if default is MISSING:
         option = typer.Argument(help=text)

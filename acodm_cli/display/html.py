@@ -16,7 +16,7 @@ from typing import Any
 
 from acodm_cli.display.facts import json_value
 from acodm_cli.display.series import Series
-from acodm_cli.display.style import PALETTE, human_count, printable
+from acodm_cli.display.style import PALETTE, human_count, joined, printable
 from acodm_cli.schedule.info import RunInfo
 
 LONGEST_FACT = 400
@@ -102,17 +102,17 @@ def _facts(run: RunInfo, facts: dict[str, Any]) -> list[dict[str, str]]:
     tokens = sum(run.tokens.values())
     known = {
         "title": run.title,
-        "model": _joined(run.model, run.parameters and f"{human_count(run.parameters)} parameters"),
-        "corpus": _joined(run.corpus, f"{domains} domains", tokens > 0 and f"{human_count(tokens)} tokens"),
-        "tokenizer": _joined(run.tokenizer, run.vocab_size and f"{run.vocab_size:,} entries"),
+        "model": joined(" · ", run.model, run.parameters and f"{human_count(run.parameters)} parameters"),
+        "corpus": joined(" · ", run.corpus, f"{domains} domains", tokens > 0 and f"{human_count(tokens)} tokens"),
+        "tokenizer": joined(" · ", run.tokenizer, run.vocab_size and f"{run.vocab_size:,} entries"),
         "mixer": run.mixer,
         "steps": "static mixture" if steps == 1 else budget,
         "tokens": human_count(facts["tokens"]) if facts["tokens"] > 0 else "",
         "seed": ", ".join(map(str, run.seeds)),
         "policy": "in the file" if facts["has_policy"] else "none",
         "effective domains": _effective_domains(facts["entropy"], domains),
-        "composed": _joined(*run.composed),
-        "made by": _joined(run.command, f"acodm {run.acodm_version}".strip()),
+        "composed": joined(" · ", *run.composed),
+        "made by": joined(" · ", run.command, f"acodm {run.acodm_version}".strip()),
         "paper": run.paper,
         "source": run.source,
         "caveat": run.caveat,
@@ -133,7 +133,3 @@ def _effective_domains(entropy: dict[str, Any], domains: int) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_FACT else text[: LONGEST_FACT - 1] + "…"
-
-
-def _joined(*parts: Any) -> str:
-    return " · ".join(str(part) for part in parts if part)

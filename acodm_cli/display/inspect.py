@@ -19,7 +19,7 @@ from rich.text import Text
 from acodm_cli.display.facts import describe, distances
 from acodm_cli.display.plot import area_plot, line_plot, sparkline
 from acodm_cli.display.series import Series, series
-from acodm_cli.display.style import bar, colour_of, human_count, in_colour, key_of, printable
+from acodm_cli.display.style import bar, colour_of, human_count, in_colour, joined, key_of, printable
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule.info import RunInfo
 from acodm_cli.schedule.schedule import Schedule
@@ -123,12 +123,12 @@ def header(view: View) -> Text:
     lines = [
         ("schedule", f"{view.name}  (format {known['format_version']}, acodm {run.acodm_version or '?'})"),
         ("mixture", run.title),
-        ("made by", _said(run.command, _seeds(run))),
+        ("made by", joined("  ", run.command, _seeds(run))),
         ("mixer", f"{run.mixer or '?'}  {'with' if known['has_policy'] else 'no'} policy"),
-        ("model", _said(run.model, run.model and run.parameters and f"{human_count(run.parameters)} parameters")),
-        ("corpus", _said(run.corpus, f"{domains} domains")),
-        ("tokens of", _said(run.tokenizer, run.vocab_size and f"vocabulary {run.vocab_size}")),
-        ("budget", _said(_budget(schedule, known), _so_far(schedule))),
+        ("model", joined("  ", run.model, run.model and run.parameters and f"{human_count(run.parameters)} parameters")),
+        ("corpus", joined("  ", run.corpus, f"{domains} domains")),
+        ("tokens of", joined("  ", run.tokenizer, run.vocab_size and f"vocabulary {run.vocab_size}")),
+        ("budget", joined("  ", _budget(schedule, known), _so_far(schedule))),
         ("entropy", _arrow(f"{known['entropy']['start']:.3f}", f"{known['entropy']['end']:.3f}") + " nats  effective domains "
                     f"{_arrow(f'{start:.1f}', f'{end:.1f}')} of {domains}"),
         ("energy", _energies(known["energy"])),
@@ -153,12 +153,7 @@ def _brief(view: View) -> Text:
         _budget(schedule, view.facts) if schedule.tokens_S[-1] else "static",
         _seeds(run),
     )
-    return Text.assemble((printable(view.label), "bold"), printable("  " + _said(*said)))
-
-
-def _said(*parts: Any) -> str:
-    """Joins the parts that say something."""
-    return "  ".join(str(part) for part in parts if part)
+    return Text.assemble((printable(view.label), "bold"), printable("  " + joined("  ", *said)))
 
 
 def _seeds(run: RunInfo) -> str:

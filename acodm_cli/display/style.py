@@ -42,6 +42,11 @@ def printable(text: str, instead: str = "?") -> str:
     return "".join(character if character.isprintable() else instead for character in text)
 
 
+def joined(separator: str, *parts: object) -> str:
+    """Returns those parts that say something, as one text."""
+    return separator.join(str(part) for part in parts if part)
+
+
 def bar(share: float, width: int) -> str:
     """Returns a horizontal bar of share·width cells, to an eighth of a cell."""
     full, rest = divmod(round(min(max(share, 0.0), 1.0) * width * 8), 8)

@@ -30,6 +30,14 @@ MIXERS = {
 }
 
 
+def mixer_class(name: str) -> type[Mixer]:
+    """Returns the class of the mixer with this name. Raises UsageError if there is none."""
+    if name not in MIXERS:
+        raise UsageError(f"there is no mixer {name}; known: {', '.join(MIXERS)}")
+    kind: type[Mixer] = resolve_name(MIXERS[name])
+    return kind
+
+
 def make_mixer(name: str, task: Task) -> Mixer:
     """Returns the mixer with this name, made for a task.
 
@@ -37,7 +45,4 @@ def make_mixer(name: str, task: Task) -> Mixer:
         UsageError: there is no mixer with this name, it does not have one of the options, or it refuses a value.
         ScheduleError: a schedule cannot be read, or it has other domains.
     """
-    if name not in MIXERS:
-        raise UsageError(f"there is no mixer {name}; known: {', '.join(MIXERS)}")
-    kind: type[Mixer] = resolve_name(MIXERS[name])
-    return kind.make(task)
+    return mixer_class(name).make(task)

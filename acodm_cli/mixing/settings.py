@@ -13,6 +13,9 @@ ApplyMode = Literal["auto", "policy", "replay", "online"]
 Prior = Literal["given", "uniform", "natural"]
 ReplayAlignment = Literal["progress", "steps", "tokens"]
 
+# The mixer that decides the weights in each mode of `apply`. auto is one of them, by what the schedule holds.
+MIXER_OF_MODE = {"policy": "policy", "replay": "replay", "online": "ac-odm"}
+
 
 @dataclass(frozen=True)
 class MixingSettings:

@@ -30,6 +30,7 @@ from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.mixing.baselines.static import natural_weights, uniform_weights
 from acodm_cli.mixing.catalog import make_mixer
 from acodm_cli.mixing.mixer import Array, Mixer, Task
+from acodm_cli.mixing.settings import MIXER_OF_MODE
 from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory
 from acodm_cli.runs.run import Run
 from acodm_cli.runs.settings import RunSettings
@@ -38,8 +39,6 @@ from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.settings import declared
 
 ALONE = Ranks()
-# The mixer that decides the weights in each mode of `apply`.
-_MIXER_OF = {"policy": "policy", "replay": "replay", "online": "ac-odm"}
 
 
 def _warn(message: str) -> None:
@@ -155,7 +154,7 @@ def _prior(settings: RunSettings, corpus: Corpus, schedule: Schedule | None) -> 
 def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule: Schedule | None) -> Mixer:
     name, options = settings.mixer, settings.mixer_options
     if settings.command == "apply":
-        name = _MIXER_OF[settings.mode]
+        name = MIXER_OF_MODE[settings.mode]
         if schedule is not None and options is not None and "schedule" in options:
             raise UsageError("--mixer-option schedule= does nothing beside --schedule; leave one of them out")
         if name == "replay":
@@ -167,8 +166,9 @@ def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule:
 def _check_applies(settings: RunSettings, mixer: Mixer) -> None:
     """Raises UsageError if the user changed a setting of the mixture that would do nothing."""
     used = {*mixer.uses, *(declared(AlignmentSettings) if mixer.needs_gram else ())}
+    changed = settings.changed()
     for name in ("prior", "agent", "replay_by", *declared(AlignmentSettings)):
-        if name in settings.changed() and name not in used:
+        if name in changed and name not in used:
             option = declared(RunSettings)[name].option
             raise UsageError(f"{option} {getattr(settings, name)} does nothing with mixer {mixer.name}; leave it out")
     if settings.map and settings.schedule is None:

@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Literal
 from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.settings import CorpusSettings
 from acodm_cli.engine.settings import TrainSettings
-from acodm_cli.errors import UsageError
 from acodm_cli.mixing.settings import MixingSettings
 from acodm_cli.runs.trackers import TRACKERS
-from acodm_cli.settings import check, declared, setting
+from acodm_cli.settings import check_options, declared, setting
 
 Command = Literal["proxy-train", "apply"]
 
@@ -57,10 +56,7 @@ class RunSettings(FileSettings, AlignmentSettings, MixingSettings, CorpusSetting
     """The command that the run belongs to."""
 
     def __post_init__(self) -> None:
-        try:
-            check(self, lambda each, value: f"{each.option or each.name} {value}")
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        check_options(self)
 
     @property
     def steps_between_checkpoints(self) -> int:
@@ -105,3 +101,6 @@ class StartSettings:
 
     nproc: int | None = setting(None, least=1, panel="Training")
     """Start so many ranks on this machine, as torchrun --nproc-per-node does."""
+
+    def __post_init__(self) -> None:
+        check_options(self)

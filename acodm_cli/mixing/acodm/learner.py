@@ -15,7 +15,6 @@ from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
 from acodm_cli.mixing.acodm.state import encode_state, relative_depths, state_size
 from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, Task
-from acodm_cli.mixing.options import with_options
 
 # The critics start to learn when there are so many transitions; fewer say nothing.
 LEAST_TRANSITIONS = 8
@@ -58,7 +57,7 @@ class AcOdmLearner(Mixer):
     @classmethod
     def make(cls, task: Task) -> Mixer:
         """Returns a learner that starts from the prior or, if the task's schedule holds a policy, from that policy."""
-        settings = with_options(cls.default_settings(task.preset), task.options, cls.name)
+        settings = agent_settings(task.preset, task.options)
         if task.schedule is None or task.schedule.policy is None:
             return cls(task.prior_K, settings, task.seed)
         initial = load_policy(task.schedule.policy, task.schedule.domains, settings)

@@ -27,7 +27,7 @@ TRACKERS = {
 
 
 def check_trackers(names: Iterable[str], out: Path, force: bool) -> None:
-    """Checks that a new run may use these trackers. force: whether what an earlier run has written may be replaced.
+    """Checks that a run may use these trackers. force: whether what an earlier run has written may be replaced.
 
     Raises:
         UsageError: a tracker's package is not installed, or there is already something in the place where it writes.
