@@ -106,15 +106,17 @@ def _resumed_settings(values: dict[str, Any], named: set[str], command: Command,
     stored = folder.resumable_settings()
     if stored.command != command:
         raise UsageError(f"the unfinished run of {out} is of acodm {stored.command}; resume it with that command")
-    changes = {name: values[name] for name in named if name in values}
-    for name, value in changes.items():
-        each, before = declared(RunSettings)[name], getattr(stored, name)
+    given = [name for name in named if name in values]
+    options = set(stored.mixer_options or ())
+    asked = replace(stored, **{name: values[name] for name in given}).anchored(options)
+    for name in given:
+        each, before, value = declared(RunSettings)[name], getattr(stored.anchored(options), name), getattr(asked, name)
         if value != before and not each.changeable:
             raise UsageError(
                 f"{each.option} {as_given(value)} differs from the unfinished run's {as_given(before)}; leave it out, or start "
                 "over with --force"
             )
-    return replace(stored, **changes)
+    return replace(stored, **{name: getattr(asked, name) for name in given if declared(RunSettings)[name].changeable})
 
 
 def _ran_in_ranks(nproc: int | None) -> bool:

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.corpus.settings import CorpusSettings
-from acodm_cli.corpus.token_store import OnProgress
+from acodm_cli.corpus.store_writer import OnProgress
 from tests.command_line import acodm
 
 DOMAINS = ("arithmetic", "code", "prose", "tables")

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from acodm_cli.corpus.corpus import cache_folder, cached_bytes
+from acodm_cli.corpus.cache import cache_folder, cached_bytes
 from acodm_cli.corpus.preflight import domain_uses
 from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay, make_console
-from acodm_cli.display.summary import print_efficiency, print_preflight, print_summary, print_title
+from acodm_cli.display.summary import print_corpus, print_efficiency, print_preflight, print_summary, print_title
 from acodm_cli.engine.distributed import joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds, flops_per_token, matmul_flops_per_second
 from acodm_cli.runs.build import build_run
@@ -137,6 +137,8 @@ def _show_preflight(run: Run, console: Console) -> None:
     uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK, s.max_epochs)
     whose = "prior" if planned_SK is None else "schedule's" if s.schedule else run.mixer.name
     print_preflight(console, uses, whose)
+    if run.ranks.is_first:
+        print_corpus(console, run.corpus)
     cache = cache_folder(s.cache_dir)
     _say(
         console,

@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
+from acodm_cli.corpus.cache import cache_folder, remove_left_over
+from acodm_cli.corpus.duplicates import Duplicates, count_duplicates
 from acodm_cli.corpus.embedded import embedded_corpus
+from acodm_cli.corpus.files import Account
 from acodm_cli.corpus.readers import PLAIN, Fields, is_unicode
 from acodm_cli.corpus.settings import CorpusSettings
 from acodm_cli.corpus.sources import CorpusPlan, plan_corpus
-from acodm_cli.corpus.token_store import DomainStore, OnProgress, open_source
+from acodm_cli.corpus.store_writer import OnProgress
+from acodm_cli.corpus.token_store import DomainStore, open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
 from acodm_cli.errors import ScheduleError, UsageError
-from acodm_cli.writing import cache_errors
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,17 @@ class Corpus:
 
     name: the name that people see. domains: in the order of every [K] in a run. weights: the prior weight of each
     domain as the manifest gives it, not normalised; empty if it gives none. upsampling: how often the tokens of a
-    domain count; they count once if the domain is not named."""
+    domain count; they count once if the domain is not named. account: what became of files that are not read. bad: how
+    many records were left out. warnings: what the user should know."""
 
     name: str
     tokenizer: Tokenizer
     domains: list[DomainStore]
     weights: dict[str, float] = field(default_factory=dict)
     upsampling: dict[str, float] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
+    bad: int = 0
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -49,6 +54,10 @@ class Corpus:
     def upsampled_tokens_K(self) -> NDArray[np.float64]:
         """The number of training tokens per domain, times how often they count."""
         return self.tokens_K * np.array([self.upsampling.get(name, 1.0) for name in self.names])
+
+    def duplicates(self) -> Duplicates | None:
+        """Counts the exact duplicates of documents; None if documents are not known, as in files of tokens."""
+        return count_duplicates(self.domains)
 
     @property
     def fingerprint(self) -> str:
@@ -75,12 +84,7 @@ class Corpus:
             ScheduleError: the domains of the schedule are not those of the corpus.
             UsageError: the mapping names a domain that does not exist, or sends two domains to the same one.
         """
-        mapping = mapping or {}
-        for old, new in mapping.items():
-            if old not in names or new not in self.names:
-                raise UsageError(
-                    f"--map {old}={new}: the schedule has {', '.join(names)}; the corpus has {', '.join(self.names)}"
-                )
+        mapping = dict(self._cut(old, new, names) for old, new in (mapping or {}).items())
         wanted = [mapping.get(name, name) for name in names]
         if len(set(wanted)) < len(wanted):
             raise UsageError("--map sends two domains of the schedule to one of the corpus; map each to its own")
@@ -96,38 +100,62 @@ class Corpus:
         by_name = {domain.name: domain for domain in self.domains}
         return replace(self, domains=[by_name[name] for name in wanted])
 
+    def _cut(self, old: str, new: str, names: list[str]) -> tuple[str, str]:
+        """Cuts OLD=NEW where both sides are domains, because names may hold `=` themselves. names: those of the schedule."""
+        text = f"{old}={new}" if new else old
+        cuts = [index for index, character in enumerate(text) if character == "="]
+        pairs = [(text[:cut], text[cut + 1 :]) for cut in cuts if text[:cut] in names and text[cut + 1 :] in self.names]
+        if len(pairs) == 1:
+            return pairs[0]
+        why = "this can be cut in two ways; rename a domain" if pairs else _both(names, self.names)
+        raise UsageError(f"--map {text}: {why}")
 
-def cache_folder(cache_dir: str | None) -> Path:
-    """The folder of the cache. cache_dir: --cache-dir, None for the user cache folder."""
-    return Path(cache_dir).expanduser() if cache_dir else Path(platformdirs.user_cache_dir("acodm"))
+
+def _both(in_schedule: list[str], in_corpus: list[str]) -> str:
+    return f"the schedule has {', '.join(in_schedule)}; the corpus has {', '.join(in_corpus)}"
 
 
-def cached_bytes(cache: Path) -> int:
-    """The size of all token stores in the cache, in bytes."""
-    return sum(path.stat().st_size for path in (cache / "tokens").glob("*/*.bin"))
+def open_corpus(
+    settings: CorpusSettings, on_progress: OnProgress = lambda *_: None, seq_len: int | None = None
+) -> Corpus:
+    """Opens the corpus of --data (see `sources`), or the embedded default corpus.
 
-
-def open_corpus(settings: CorpusSettings, on_progress: OnProgress = lambda *_: None) -> Corpus:
-    """Opens the corpus of --data (see `sources`), or the embedded default corpus. on_progress: told of tokenisation.
+    on_progress: told of tokenisation. seq_len: where validation text is held out, at least one sequence of this length
+    is, if there is enough text.
 
     Raises:
         UsageError: the data or the tokenizer cannot be used as given.
         AcodmError: the cache cannot be written.
     """
     cache = cache_folder(settings.cache_dir)
+    remove_left_over(cache / "tokens")
     if settings.data is None:
-        with cache_errors(cache):
-            folder, own_tokenizer = embedded_corpus(cache, on_progress)
+        folder, own_tokenizer = embedded_corpus(cache, on_progress)
         plan = replace(plan_corpus(str(folder), PLAIN), name="embedded")
-        tokenizer = load_tokenizer(settings.tokenizer or str(own_tokenizer))
+        tokenizer = load_tokenizer(settings.tokenizer or str(own_tokenizer), settings.eos_token)
     else:
-        plan = plan_corpus(settings.data, Fields(settings.text_field, settings.domain_field), settings.domain_tokens)
+        fields = Fields(settings.text_field, settings.domain_field)
+        plan = plan_corpus(settings.data, fields, settings.domain_tokens, settings.follow_links)
         if settings.tokenizer is None:
             raise UsageError("--data needs --tokenizer: a tokenizer.json or a hub name such as EleutherAI/gpt-neox-20b")
-        tokenizer = load_tokenizer(settings.tokenizer)
-    domains = [domain for source in plan.sources for domain in open_source(source, tokenizer, cache, on_progress)]
+        tokenizer = load_tokenizer(settings.tokenizer, settings.eos_token)
+    domains: list[DomainStore] = []
+    bad = 0
+    examples: list[str] = []
+    for source in plan.sources:
+        opened = open_source(source, tokenizer, cache, on_progress, settings.skip_bad - bad, seq_len)
+        domains += opened.domains
+        bad += opened.bad
+        examples += opened.examples
+        if bad > settings.skip_bad:  # stored by a run that left out more
+            raise UsageError(
+                f"{bad} records cannot be used, such as {examples[0]}; leave them out with --skip-bad {bad}"
+            )
     _check_domains(plan, domains)
-    return Corpus(plan.name, tokenizer, domains, plan.weights, plan.upsampling)
+    warnings = [warning for domain in domains for warning in domain.provenance.warnings]
+    if bad:
+        warnings.append(f"{bad} records were left out: {'; '.join(examples[:3])}{'; …' if bad > 3 else ''}")
+    return Corpus(plan.name, tokenizer, domains, plan.weights, plan.upsampling, plan.account, bad, warnings)
 
 
 def _check_domains(plan: CorpusPlan, domains: list[DomainStore]) -> None:

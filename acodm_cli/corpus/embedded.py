@@ -36,8 +36,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from acodm_cli.corpus.token_store import OnProgress
-from acodm_cli.writing import atomic_folder
+from acodm_cli.corpus.cache import make_once
+from acodm_cli.corpus.store_writer import OnProgress
 
 CORPUS_VERSION = 1
 VOCAB_SIZE = 4096
@@ -51,15 +51,11 @@ def embedded_corpus(cache: Path, on_progress: OnProgress) -> tuple[Path, Path]:
     """Returns the folder of the corpus and the path of its tokenizer.json, which it makes in the cache if need be.
 
     Raises:
-        OSError: the cache cannot be written.
+        AcodmError: the cache cannot be written.
     """
     folder = cache / "embedded" / _environment_key()
-    tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder, existing="keep") as partial:
-            _write_corpus(partial, on_progress)
-    return folder, tokenizer
+    make_once(folder, lambda partial: _write_corpus(partial, on_progress))
+    return folder, folder / "tokenizer.json"
 
 
 def _environment_key() -> str:
@@ -279,3 +275,4 @@ _DOMAINS: dict[str, Callable[[], Iterator[str]]] = {
     "unicode_names": _unicode_names,
     "arithmetic": _arithmetic,
 }
+EMBEDDED_DOMAINS = tuple(_DOMAINS)

@@ -1,20 +1,25 @@
 """Streams the documents of a Hugging Face dataset with `datasets`: neither the hub's files nor the text are kept whole.
 
-`datasets` itself refuses datasets that are code, so no stranger's code is run.
+`datasets` itself refuses datasets that are code, so no stranger's code is run. A dataset can name its files, in its README.md;
+those that lie outside of it are refused, as are formats beyond plain tables and text.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from acodm_cli.corpus.readers import Document, document_of, parquet_batches
-from acodm_cli.corpus.sources import VALIDATION_WORDS, HubSource
+from acodm_cli.corpus.names import HELD_OUT_WORDS
+from acodm_cli.corpus.readers import BadRecord, BadRecords, Document, document_of, documents_of, parquet_batches
+from acodm_cli.corpus.sources import HubSource
 from acodm_cli.errors import AcodmError, UsageError
 from acodm_cli.writing import atomic_file, cache_errors, in_short
+
+# The readers of `datasets` that only read tables and text.
+_BUILDERS = ("parquet", "json", "text", "csv", "arrow")
 
 
 def pinned(source: HubSource, cache: Path) -> HubSource:
@@ -25,8 +30,12 @@ def pinned(source: HubSource, cache: Path) -> HubSource:
     """
     if source.validation_split == source.split:
         raise UsageError(f"dataset {source.dataset}: split {source.split} cannot be its own validation_split")
-    if Path(source.dataset).is_dir():
+    if Path(source.dataset).is_absolute():  # a local folder; see `sources`
         return source
+    if Path(source.dataset).exists():  # `datasets` would take it instead of the hub's
+        raise UsageError(
+            f"dataset {source.dataset} is of the hub, but there is a folder of this name here; start acodm from elsewhere"
+        )
     record = cache / "hub" / hashlib.sha256(repr((source.dataset, source.revision)).encode()).hexdigest()[:24]
     try:
         revision = _revision(source)
@@ -67,9 +76,8 @@ def _revision(source: HubSource) -> str:
 
 
 def _reason(source: HubSource, error: Exception) -> str:
-    return (
-        f"cannot stream dataset {source.dataset}: {in_short(error)}; check its name, config and split, and the network"
-    )
+    here = "" if Path(source.dataset).is_absolute() else ", which does not exist as a folder here"
+    return f"cannot stream dataset {source.dataset}{here}: {in_short(error)}; check its name, config and split, and the network"
 
 
 class HubDocuments:
@@ -87,30 +95,69 @@ class HubDocuments:
             raise
         except Exception as error:
             raise UsageError(_reason(source, error)) from None
-        others = [word for word in VALIDATION_WORDS if word in splits and word != source.split]
+        self._check_files()
+        others = [word for word in HELD_OUT_WORDS if word in splits and word != source.split]
         self.validation_split = source.validation_split or next(iter(others), None)
 
-    def read(self, split: str) -> Iterator[Document]:
-        """Yields the documents of a split. Raises UsageError if the stream breaks, or a record lacks a field."""
+    def _check_files(self) -> None:
+        """Raises UsageError if the dataset is of a format, or names files, that it should not have."""
+        source, name = self.source, self.builder.name
+        if name not in _BUILDERS:
+            raise UsageError(f"dataset {source.dataset} is of the format {name}; acodm reads {', '.join(_BUILDERS)}")
+        for split, files in (self.builder.config.data_files or {}).items():
+            for file in map(str, files):
+                if not _is_inside(file, source.dataset, self.builder.repo_id):
+                    raise UsageError(
+                        f"dataset {source.dataset}: its {split} split names {file}, outside of the dataset"
+                    )
+
+    def read(self, split: str, bad: BadRecords) -> Iterator[Document]:
+        """Yields the documents of a split. bad: counts the records that cannot be used.
+
+        Raises:
+            UsageError: the stream breaks, or too many records cannot be used.
+        """
         source = self.source
+        where = f"dataset {source.dataset}, {split}"
+        files = (self.builder.config.data_files or {}).get(split)
         try:
-            for row, record in enumerate(self._records(split)):
-                yield document_of(record, source.fields, lambda row=row: f"dataset {source.dataset}, {split} row {row}")  # type: ignore[misc]
+            if self.builder.name == "parquet" and files:
+                yield from self._of_parquet(files, where, bad)
+                return
+            labels = self._labels()
+            for row, record in enumerate(self.builder.as_streaming_dataset(split=split)):
+                try:
+                    document = document_of(record, source.fields, labels)
+                except BadRecord as error:
+                    bad.add(f"{where} row {row}", error)
+                else:
+                    yield document
         except (AcodmError, GeneratorExit):
             raise
         except Exception as error:  # the network, file systems and readers of `datasets` raise errors of many kinds
             raise UsageError(_reason(source, error)) from None
 
-    def _records(self, split: str) -> Iterator[Any]:
-        files = (self.builder.config.data_files or {}).get(split)
-        if self.builder.name != "parquet" or not files:
-            yield from self.builder.as_streaming_dataset(split=split)
-            return
-        # Our own reader reads the files that `datasets` found: Arrow's dataset scanner, which `datasets` uses, reads
-        # ahead without bounds when rows are taken slowly.
+    def _of_parquet(self, files: Iterable[str], where: str, bad: BadRecords) -> Iterator[Document]:
+        """Reads the files that `datasets` found with our own reader: Arrow's dataset scanner, which `datasets` uses, reads
+        ahead without bounds when rows are taken slowly."""
         import fsspec
 
+        row = 0
         for file in files:
             with fsspec.open(file, "rb") as stream:
                 for batch, _ in parquet_batches(stream, f"dataset {self.source.dataset}", self.source.fields):
-                    yield from batch.to_pylist()
+                    yield from documents_of(batch, self.source.fields, where, row, bad)
+                    row += len(batch)
+
+    def _labels(self) -> list[str] | None:
+        """The names of the domains, if the dataset keeps them as numbers of a list."""
+        features = self.builder.info.features or {}
+        return getattr(features.get(self.source.fields.domain), "names", None)
+
+
+def _is_inside(file: str, dataset: str, repository: str | None) -> bool:
+    """Whether a file belongs to a dataset. repository: the dataset's present name on the hub, if it was renamed."""
+    if Path(dataset).is_absolute():
+        return Path(file).resolve().is_relative_to(Path(dataset).resolve())
+    ours = tuple(f"hf://datasets/{name}@".lower() for name in {dataset, repository or dataset})
+    return file.lower().startswith(ours) and ".." not in file.split("/")

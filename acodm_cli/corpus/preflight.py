@@ -18,10 +18,13 @@ MOMENTS = 200
 class DomainUse:
     """What a run would use of one domain.
 
-    tokens, validation_tokens: the sizes of its stores. weight: the mean weight over the run. epochs: how often its
+    files: the number of its training files, None if it is not known. documents: the number of its training documents, None
+    if it is not known. tokens, validation_tokens: the sizes of its stores. weight: the mean weight over the run. epochs: how often its
     training sequences would be seen. exhausted_at: the step at which the first epoch ends, None if it does not end."""
 
     name: str
+    files: int | None
+    documents: int | None
     tokens: int
     validation_tokens: int
     weight: float
@@ -58,6 +61,8 @@ def domain_uses(
         uses.append(
             DomainUse(
                 domain.name,
+                domain.provenance.files or None,
+                domain.provenance.documents,
                 len(domain.train),
                 len(domain.validation),
                 float(weights_SK[:, index].mean()),

@@ -1,33 +1,40 @@
 """Reads documents out of JSONL, Parquet, Arrow and text files, compressed or not.
 
 JSONL is read line by line here and not through a dataframe reader: pretraining corpora carry metadata whose type
-changes from record to record, and a broken record must be named by file and line.
+changes from record to record, and a broken record must be named by file and line. Nothing here takes memory without
+bounds: a record has at most MAX_RECORD_BYTES, a text file MAX_TEXT_BYTES.
 """
 
 from __future__ import annotations
 
-import gzip
+import codecs
 import io
 import json
-import zlib
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from acodm_cli.corpus.compression import COMPRESSIONS, DAMAGED
 from acodm_cli.errors import UsageError
 from acodm_cli.writing import in_short
 
+MAX_RECORD_BYTES = 1 << 26
+MAX_TEXT_BYTES = 1 << 27
 _ROWS = 1024
+_ROWS_BYTES = 1 << 28
+_PIECE = 1 << 16
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Fields:
     """The fields of a record. text: the field with the document's text. domain: the field with the name of its domain,
-    None if the whole file belongs to one domain. Dots lead into nested records."""
+    None if the whole file belongs to one domain. Dots lead into nested records, also where they are kept as JSON text."""
 
     text: str = "text"
     domain: str | None = None
@@ -44,24 +51,81 @@ class Document:
     domain: str | None
 
 
-def document_of(record: Any, fields: Fields, where: Callable[[], str]) -> Document:
-    """Returns the document in a record. where: gives the place of the record, for messages.
+class BadRecord(Exception):
+    """A record cannot be used. The message says why; remedy: what its owner can do about it."""
+
+    def __init__(self, reason: str, remedy: str = "repair or remove the record") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+@dataclass
+class BadRecords:
+    """Counts the records that cannot be used. limit: how many are left out (--skip-bad); the next one is an error.
+    examples: the first few, as messages."""
+
+    limit: int = 0
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, where: str, error: BadRecord) -> None:
+        """Counts a record that is left out. Raises UsageError if that is one too many."""
+        self.count += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(f"{where}: {error}")
+        if self.count > self.limit:
+            already = f" ({self.limit} such records were left out before)" if self.limit else ""
+            raise UsageError(
+                f"{where}: {error}{already}; {error.remedy}, or leave out at most N such records with --skip-bad N"
+            )
+
+
+def document_of(record: Any, fields: Fields, labels: list[str] | None = None) -> Document:
+    """Returns the document in a record. labels: the names of the domains, if the field holds their numbers in this list.
 
     Raises:
-        UsageError: the record lacks a field, or its text or domain is not valid Unicode.
+        BadRecord: the record lacks a field, or its text or domain is not valid Unicode.
     """
     text = _field(record, fields.text)
     if not isinstance(text, str):
-        raise UsageError(f'{where()}: no text in field "{fields.text}"; every record needs one (--text-field names it)')
+        raise BadRecord(
+            f'no text in field "{fields.text}", {_what(record, text)}',
+            "every record needs one (--text-field names the field)",
+        )
+    if len(text) > MAX_TEXT_BYTES:
+        raise BadRecord(f"its text has {len(text):,} characters, at most {MAX_TEXT_BYTES:,} are read", "split it")
     domain = None
     if fields.domain is not None:
-        domain = _field(record, fields.domain)
-        if not isinstance(domain, str) or not domain.strip():
-            raise UsageError(f'{where()}: no domain in field "{fields.domain}"; every record needs one')
+        value = _field(record, fields.domain)
+        domain = _domain_name(value, labels)
+        if domain is None:
+            raise BadRecord(f'no domain in field "{fields.domain}", {_what(record, value)}', "every record needs one")
     for what, value in (("text", text), ("domain", domain or "")):
         if not value.isascii() and not is_unicode(value):
-            raise UsageError(f"{where()}: its {what} holds half a surrogate pair; repair or remove the record")
+            raise BadRecord(f"its {what} holds half a surrogate pair")
     return Document(text, domain)
+
+
+def _domain_name(value: Any, labels: list[str] | None) -> str | None:
+    """The name of a domain as a field gives it: a text, a number, or the number of a label."""
+    if isinstance(value, float) and value.is_integer():  # pandas turns whole numbers with gaps into these
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return labels[value] if labels is not None and 0 <= value < len(labels) else str(value)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a record"}
+
+
+def _what(record: Any, value: Any) -> str:
+    """Says what was found instead of what was looked for."""
+    if not isinstance(record, dict):
+        return f"because it is not a record but {_KINDS.get(type(record), 'null')}"
+    if value is None:
+        fields = ", ".join(list(map(str, record))[:8]) or "none"
+        return f"which is null or missing; its fields are {in_short(ValueError(fields))}"
+    return f"which is {'empty' if value == '' or isinstance(value, str) else _KINDS.get(type(value), type(value).__name__)}"
 
 
 def is_unicode(text: str) -> bool:
@@ -78,30 +142,42 @@ def _field(record: Any, name: str) -> Any:
     if isinstance(record, dict) and name in record:
         return record[name]
     for part in name.split("."):
+        if isinstance(record, str) and record.lstrip().startswith("{"):
+            try:
+                record = json.loads(record)
+            except (ValueError, RecursionError):
+                return None
         record = record.get(part) if isinstance(record, dict) else None
     return record
 
 
 def read_documents(
-    path: Path, fields: Fields = PLAIN, on_bytes: Callable[[int], None] = lambda count: None
+    path: Path,
+    fields: Fields = PLAIN,
+    on_bytes: Callable[[int], None] = lambda count: None,
+    bad: BadRecords | None = None,
 ) -> Iterator[Document]:
-    """Yields the documents of one file, in order. on_bytes: told how many bytes were read since its last call.
+    """Yields the documents of one file, in order.
+
+    on_bytes: told how many bytes were read since its last call. bad: counts the records that cannot be used; None if
+    the first one is an error.
 
     Raises:
         UsageError: the file cannot be read, or a record is not valid; the message names the file and the line or row.
     """
+    bad = BadRecords() if bad is None else bad
     suffix, compression = _suffixes(path)
     if suffix in TABLES:
-        yield from _read_rows(path, TABLES[suffix], fields, on_bytes)
+        yield from _read_rows(path, TABLES[suffix], fields, on_bytes, bad)
         return
     try:
-        with path.open("rb") as file:
-            counted = _Counted(file, on_bytes)
-            with COMPRESSIONS[compression](counted) as stream:
-                yield from STREAMS[suffix](path, stream, fields)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UsageError(f"{path}: damaged or truncated archive ({error}); compress or fetch it again") from None
-    except OSError as error:  # Arrow reports a damaged zstd frame in this way, too
+        with path.open("rb") as file, COMPRESSIONS[compression](_Counted(file, on_bytes)) as stream:
+            yield from STREAMS[suffix](path, _without_mark(path, stream), fields, bad)
+    except DAMAGED as error:
+        raise UsageError(
+            f"{path}: damaged or truncated archive ({in_short(error)}); compress or fetch it again"
+        ) from None
+    except OSError as error:
         raise UsageError(f"{path}: cannot be read ({in_short(error)}); fetch it again") from None
 
 
@@ -122,64 +198,173 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
-def _plain(raw: _Counted) -> IO[bytes]:
-    return io.BufferedReader(raw)
+def _without_mark(path: Path, stream: IO[bytes]) -> IO[bytes]:
+    """Passes over a byte order mark, which editors on Windows write. Raises UsageError if it is that of UTF-16."""
+    assert isinstance(stream, io.BufferedReader)
+    start = stream.peek(3)[:3]
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"{path}: not UTF-8 but UTF-16; convert the file to UTF-8")
+    if start == codecs.BOM_UTF8:
+        stream.read(3)
+    return stream
 
 
-def _gzip(raw: _Counted) -> IO[bytes]:
-    return gzip.GzipFile(fileobj=io.BufferedReader(raw), mode="rb")  # type: ignore[return-value]
-
-
-def _zstd(raw: _Counted) -> IO[bytes]:
-    # For Arrow's reader, a frame that ends early is an error; for zstandard's, it is the end of the data.
-    return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
-
-
-def _read_text(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[Document]:
+def _read_text(path: Path, stream: IO[bytes], fields: Fields, bad: BadRecords) -> Iterator[Document]:
     """Yields the whole file as one document."""
     if fields.domain is not None:
         raise UsageError(f"{path}: a text file has no field {fields.domain!r}; use .jsonl or .parquet")
-    yield Document(_decode(stream.read(), path, None), None)
+    data = stream.read(MAX_TEXT_BYTES + 1)
+    try:
+        if len(data) > MAX_TEXT_BYTES:
+            raise BadRecord(
+                f"a text file is one document, of at most {MAX_TEXT_BYTES >> 20} MiB",
+                "split it, or make a .jsonl with a document per line",
+            )
+        yield Document(_decode(data), None)
+    except BadRecord as error:
+        bad.add(str(path), error)
 
 
-def _read_json_lines(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[Document]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
+def _read_json(path: Path, stream: IO[bytes], fields: Fields, bad: BadRecords) -> Iterator[Document]:
+    """Yields the documents of JSON lines. One array of records, and records that are indented, are read too."""
+    begun = False
+    for number, line in _lines(stream):
+        if line is not None and not line.strip():
             continue
+        if not begun and line is not None and (line.lstrip()[:1] == b"[" or line.strip() == b"{"):
+            yield from _read_spread_json(path, line, stream, fields, bad)
+            return
+        begun = True
         try:
-            record = json.loads(_decode(line, path, number))
-        except ValueError as error:
-            raise UsageError(f"{path}:{number}: not valid JSON ({error}); repair or remove the line") from None
-        except RecursionError:
-            raise UsageError(f"{path}:{number}: JSON is nested too deeply; repair or remove the line") from None
-        yield document_of(record, fields, lambda number=number: f"{path}:{number}")  # type: ignore[misc]
+            if line is None:
+                raise BadRecord(f"a line of more than {MAX_RECORD_BYTES >> 20} MiB", "split or remove it")
+            try:
+                record = json.loads(_decode(line))
+            except ValueError as error:
+                raise BadRecord(f"not valid JSON ({error})", "repair or remove the line") from None
+            except RecursionError:
+                raise BadRecord("JSON is nested too deeply", "repair or remove the line") from None
+            document = document_of(record, fields)
+        except BadRecord as error:
+            bad.add(f"{path}:{number}", error)
+        else:
+            yield document
 
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """Yields the lines with their numbers, from 1; None for one that is too long."""
+    number = 0
+    while line := stream.readline(MAX_RECORD_BYTES + 1):
+        number += 1
+        if len(line) > MAX_RECORD_BYTES:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(_PIECE)
+            yield number, None
+        else:
+            yield number, line
+
+
+def _read_spread_json(
+    path: Path, start: bytes, stream: IO[bytes], fields: Fields, bad: BadRecords
+) -> Iterator[Document]:
+    """Yields the documents of an array, or of records that take several lines. start: the line already read."""
+    decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+    number, position, wanted, ended, in_array = 1, 0, _PIECE, False, False
+    try:
+        text = utf8.decode(start)
+        while True:
+            position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+            where, next_one = f"{path}: record {number}", text[position : position + 1]
+            if next_one == ("]" if in_array else "["):
+                in_array, position = not in_array, position + 1
+                continue
+            if not next_one and ended and not in_array:
+                return
+            try:
+                record, position = decoder.raw_decode(text, position)
+            except ValueError as error:  # not complete yet, or not JSON
+                if ended or len(text) - position > MAX_RECORD_BYTES:
+                    raise UsageError(
+                        f"{where}: not valid JSON ({error}); repair it, or write a record per line"
+                    ) from None
+                more = stream.read(wanted)
+                text, position, ended, wanted = text[position:] + utf8.decode(more), 0, not more, 2 * wanted
+                continue
+            number, wanted = number + 1, _PIECE
+            try:
+                document = document_of(record, fields)
+            except BadRecord as error:
+                bad.add(where, error)
+            else:
+                yield document
+    except RecursionError:
+        raise UsageError(f"{path}: record {number}: JSON is nested too deeply; repair or remove it") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8; convert the file to UTF-8") from None
+
+
+_SPACE = re.compile(r"[\s,]*")
 
 Batches = Iterator[tuple[pa.RecordBatch, float]]
 
 
 def _read_rows(
-    path: Path, batches: Callable[[Path, Fields], Batches], fields: Fields, on_bytes: Callable[[int], None]
+    path: Path,
+    batches: Callable[[Path, Fields], Batches],
+    fields: Fields,
+    on_bytes: Callable[[int], None],
+    bad: BadRecords,
 ) -> Iterator[Document]:
     size, row = path.stat().st_size, 0
     try:
         for batch, share in batches(path, fields):
-            for record in batch.to_pylist():
-                yield document_of(record, fields, lambda row=row: f"{path}: row {row}")  # type: ignore[misc]
-                row += 1
+            yield from documents_of(batch, fields, f"{path}:", row, bad)
+            row += len(batch)
             on_bytes(round(size * share))
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path}: not a readable {path.suffix[1:]} file ({in_short(error)})") from None
 
 
+def documents_of(
+    batch: pa.RecordBatch, fields: Fields, where: str, first_row: int, bad: BadRecords
+) -> Iterator[Document]:
+    """Yields the documents of some rows. where, first_row: the name of their source and the first one's number in it."""
+    labels = _labels(batch.schema, fields)
+    for row, record in enumerate(batch.to_pylist(), first_row):
+        try:
+            document = document_of(record, fields, labels)
+        except BadRecord as error:
+            bad.add(f"{where} row {row}", error)
+        else:
+            yield document
+
+
+def _labels(schema: pa.Schema, fields: Fields) -> list[str] | None:
+    """The names that `datasets` has stored for the numbers of the domain field (a ClassLabel), None if there are none."""
+    stored = (schema.metadata or {}).get(b"huggingface")
+    if stored is None or fields.domain is None:
+        return None
+    try:
+        feature = json.loads(stored)["info"]["features"]
+        for part in [fields.domain] if fields.domain in feature else fields.domain.split("."):
+            feature = feature[part]
+        names = feature["names"] if feature.get("_type") == "ClassLabel" else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
 def _columns(where: str, names: list[str], fields: Fields) -> list[str]:
     """Returns the columns that hold the fields; no other column is read."""
     wanted = []
-    for field in (fields.text, fields.domain):
-        if field is not None:
-            column = field if field in names else field.split(".")[0]
+    for field_name in (fields.text, fields.domain):
+        if field_name is not None:
+            column = field_name if field_name in names else field_name.split(".")[0]
             if column not in names:
-                raise UsageError(f'{where}: no column "{column}"; its columns are {", ".join(names)}')
+                option = "--text-field" if field_name == fields.text else "--domain-field"
+                raise UsageError(
+                    f'{where}: no column "{column}"; its columns are {", ".join(names)} ({option} names another)'
+                )
             wanted.append(column)
     return list(dict.fromkeys(wanted))
 
@@ -193,8 +378,29 @@ def parquet_batches(source: Path | IO[bytes], where: str, fields: Fields) -> Bat
     # The file is not memory-mapped and not read ahead, so that only one batch is in memory.
     with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file:
         columns = _columns(where, file.schema_arrow.names, fields)
-        for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
-            yield batch, len(batch) / max(file.metadata.num_rows, 1)
+        for group in range(file.num_row_groups):
+            rows = _rows_at_once(file.metadata.row_group(group), columns, where)
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                yield batch, len(batch) / max(file.metadata.num_rows, 1)
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, columns: list[str], where: str) -> int:
+    """How many rows to take at once, so that a batch is of bounded size also where values are huge, or few values stand
+    for many rows. Raises UsageError if rows are too large."""
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    chunks = [
+        chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns or chunk.path_in_schema in columns
+    ]
+    total = sum(chunk.total_uncompressed_size for chunk in chunks)
+    mean = total / max(group.num_rows, 1)
+    if mean > MAX_RECORD_BYTES:
+        raise UsageError(
+            f"{where}: rows of {mean:,.0f} bytes; at most {MAX_RECORD_BYTES:,} are read, so split the documents"
+        )
+    largest = max(
+        (c.total_uncompressed_size for c in chunks if any("DICTIONARY" in e for e in c.encodings)), default=mean
+    )
+    return int(min(_ROWS, max(1, _ROWS_BYTES // max(1, min(largest, MAX_RECORD_BYTES)))))
 
 
 def _arrow_batches(path: Path, fields: Fields) -> Batches:
@@ -219,19 +425,18 @@ def _arrow_batches(path: Path, fields: Fields) -> Batches:
                 yield part, share * len(part) / len(chosen)
 
 
-def _decode(data: bytes, path: Path, line: int | None) -> str:
+def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        where = f"{path}:{line}" if line else f"{path}: byte {error.start}"
-        raise UsageError(f"{where}: not UTF-8; convert the file to UTF-8") from None
+        raise BadRecord(f"not UTF-8 (at byte {error.start})", "convert the file to UTF-8") from None
 
 
 # Readers by the ending of a file's name; a new format is a new line. These read a stream of bytes, compressed or not:
-STREAMS: dict[str, Callable[[Path, IO[bytes], Fields], Iterator[Document]]] = {
-    ".jsonl": _read_json_lines,
-    ".json": _read_json_lines,
-    ".ndjson": _read_json_lines,
+STREAMS: dict[str, Callable[[Path, IO[bytes], Fields, BadRecords], Iterator[Document]]] = {
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".ndjson": _read_json,
     ".txt": _read_text,
     ".md": _read_text,
 }
@@ -239,12 +444,6 @@ STREAMS: dict[str, Callable[[Path, IO[bytes], Fields], Iterator[Document]]] = {
 TABLES: dict[str, Callable[[Path, Fields], Batches]] = {
     ".parquet": _parquet_batches,
     ".arrow": _arrow_batches,
-}
-# These decompress a stream, by the last ending of the file's name:
-COMPRESSIONS: dict[str, Callable[[_Counted], IO[bytes]]] = {
-    "": _plain,
-    ".gz": _gzip,
-    ".zst": _zstd,
 }
 
 
@@ -258,3 +457,8 @@ def is_read(path: Path) -> bool:
     """Whether acodm reads a file of this name."""
     suffix, compression = _suffixes(path)
     return suffix in STREAMS or (suffix in TABLES and not compression)
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file of this name is one document."""
+    return STREAMS.get(_suffixes(path)[0]) is _read_text

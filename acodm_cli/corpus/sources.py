@@ -1,35 +1,33 @@
 """Finds out what --data names, and where the documents of each domain come from.
 
-    folder/<domain>/*.jsonl.gz …        a sub-folder per domain
-    folder/<domain>.jsonl …             a file per domain (also <domain>-00000-of-00007.parquet)
-    folder or file, with a domain field records that carry their domain, as in The Pile and SlimPajama
-    manifest.toml                       domains, files or hub datasets, fields, weights
-    org/name                            a dataset of the Hugging Face hub, streamed
-    *.bin + *.idx                       tokens of Megatron-LM and GPT-NeoX, wherever a file of documents may stand
+    folder/<domain>/…/*.jsonl.gz           a sub-folder per domain, with any folders below
+    folder/<domain>.jsonl                  a file per domain (also <domain>-00000-of-00007.parquet)
+    folder or file, with a domain field    records that carry their domain, as in The Pile and SlimPajama
+    manifest.toml                          domains, files or hub datasets, fields, weights
+    org/name                               a dataset of the Hugging Face hub, streamed
 
-Only names and manifests are read here.
+Folders that name a split, such as train/ and test/, may stand at any depth. Instead of documents, there may be tokens that
+other tools have written. Only names and manifests are read here; `files` finds the files, `names` knows what they say.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from acodm_cli.corpus.readers import COMPRESSIONS, STREAMS, TABLES, Fields, is_read
+from acodm_cli.corpus import names
+from acodm_cli.corpus.files import READ, Account, DataFile, files_below, files_matching, identity, kind_of
+from acodm_cli.corpus.readers import Fields
 from acodm_cli.errors import UsageError
+from acodm_cli.writing import in_short
 
-VALIDATION_WORDS = ("validation", "valid", "val", "dev", "test")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# `-00000-of-00007`, `_3` and `.01` number the parts of one domain; Megatron's preprocessing appends `_text_document`.
-_PART = re.compile(r"([-_.](\d+(-of-\d+)?|text_document|text_sentence|train))+$")
-_VALIDATION = re.compile(rf"[-_.]({'|'.join(VALIDATION_WORDS)})$")
-_FORMATS, _COMPRESSED = (*STREAMS, *TABLES), tuple(filter(None, COMPRESSIONS))
-_READ = f"acodm reads {', '.join(_FORMATS)} (also {' and '.join(_COMPRESSED)}), and .bin with .idx"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_LARGEST_MANIFEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -44,18 +42,19 @@ class FileSource:
 
 
 @dataclass(frozen=True)
-class IndexedSource:
-    """Tokens on disk. train, validation: paths without .bin and .idx; None if a split is to be held out of train."""
+class TokenSource:
+    """Files of tokens. validation: empty if a split is to be held out of train."""
 
     domain: str
-    train: Path
-    validation: Path | None
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class HubSource:
     """A dataset that `datasets` streams. domain: the domain of all documents, None if each document names its own.
-    tokens: the token budget per domain, None for the whole dataset. revision: None for the newest."""
+    dataset: org/name, or the absolute path of a local folder. tokens: the token budget per domain, None for the whole
+    dataset. revision: None for the newest."""
 
     domain: str | None
     dataset: str
@@ -67,139 +66,247 @@ class HubSource:
     tokens: int | None = None
 
 
-Source = FileSource | IndexedSource | HubSource
+Source = FileSource | TokenSource | HubSource
 
 
 @dataclass(frozen=True)
 class CorpusPlan:
     """What to read for a corpus. name: the name that people see. weights: the prior weight of each domain as a manifest
-    gives it; empty if it gives none. upsampling: how often the tokens of a domain count in natural weights."""
+    gives it; empty if it gives none. upsampling: how often the tokens of a domain count in natural weights. account: what
+    became of files that are not read."""
 
     name: str
     sources: list[Source]
     weights: dict[str, float] = field(default_factory=dict)
     upsampling: dict[str, float] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
 
 
-def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None) -> CorpusPlan:
-    """Plans what to read for --data. domain_tokens: the token budget per domain of a hub dataset.
+def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None, follow_links: bool = False) -> CorpusPlan:
+    """Plans what to read for --data. domain_tokens: the token budget per domain of a hub dataset. follow_links: whether
+    links may lead out of the place that the user named.
 
     Raises:
         UsageError: the data has none of the forms above, or nothing in it can be read.
     """
     path = Path(data).expanduser()
     if path.is_dir():
-        return CorpusPlan(path.resolve().name, _of_folder(path, fields))
+        return _checked(_of_folder(path, fields, follow_links))
     if path.suffix == ".toml":
-        return _of_manifest(path, fields)
+        return _checked(_of_manifest(path, fields, follow_links))
     if path.is_file():
         if fields.domain is None:
             raise UsageError(
                 f"--data {data} is one file; name the field with each record's domain (--domain-field), or give a folder "
                 "or a manifest"
             )
-        return CorpusPlan(path.stem, [_of_files([path], fields)])
-    if _HUB_NAME.fullmatch(data) and not data.startswith(("./", "../")):
-        if fields.domain is None:
-            raise UsageError(
-                f"--data {data} is a hub dataset; name the field with each record's domain (--domain-field)"
-            )
+        kind = kind_of(path)
+        if kind is None:
+            raise UsageError(f"--data {data} cannot be read; {READ}")
+        source = _of_fields([DataFile(path, (), kind)], fields, Account(), f"--data {data}")
+        return _checked(CorpusPlan(path.stem, [source]))
+    hub_name = _HUB_NAME.fullmatch(data)
+    if hub_name and fields.domain is not None:
         return CorpusPlan(data, [HubSource(None, data, fields, tokens=domain_tokens)])
+    hint = "; for a hub dataset, also name the field with each record's domain (--domain-field)" if hub_name else ""
     raise UsageError(
-        f"--data {data} does not exist; give a folder, a file, a manifest (.toml), or a hub dataset (org/name)"
+        f"--data {data} does not exist here; give a folder, a file, a manifest (.toml), or a hub dataset (org/name){hint}"
     )
+
+
+def _checked(plan: CorpusPlan) -> CorpusPlan:
+    """Returns the plan with every file in it once.
+
+    Raises:
+        UsageError: a file would be read for two domains, or for both splits.
+    """
+    seen: dict[tuple[int, int], tuple[Path, str]] = {}
+    sources: list[Source] = []
+    for source in plan.sources:
+        if isinstance(source, HubSource):
+            sources.append(source)
+            continue
+        kept: dict[str, list[Path]] = {"training": [], "validation": []}
+        for split, paths in (("training", source.train), ("validation", source.validation)):
+            for path in paths:
+                place = f"{split} of domain {source.domain}" if source.domain else split
+                first, before = seen.setdefault(identity(path), (path, place))
+                if before != place:
+                    raise UsageError(
+                        f"{first} would be read for {before}, and as {path} for {place}; leave one of them out"
+                    )
+                if first is path:
+                    kept[split].append(path)
+                    plan.account.read += 1
+                else:
+                    plan.account.said.append(f"{path} is {first}, and is read once")
+        if isinstance(source, FileSource):
+            sources.append(FileSource(source.domain, tuple(kept["training"]), tuple(kept["validation"]), source.fields))
+        else:
+            sources.append(TokenSource(source.domain, tuple(kept["training"]), tuple(kept["validation"])))
+    return CorpusPlan(plan.name, sources, plan.weights, plan.upsampling, plan.account)
 
 
 # Folders
 
 
-def _of_folder(folder: Path, fields: Fields) -> list[Source]:
+def _of_folder(folder: Path, fields: Fields, follow_links: bool) -> CorpusPlan:
+    found, account = files_below(folder, follow_links)
+    name, where = folder.resolve().name, f"--data {folder}"
     if fields.domain is not None:
-        return [_of_files(_readable(folder.rglob("*")), fields, f"--data {folder}")]
-    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    if any(_readable(path.iterdir()) for path in folders):
-        return [_of_domain(path.name, _readable(path.iterdir()), fields, str(path)) for path in folders]
-    named: dict[str, list[Path]] = {}
-    for path in _readable(folder.iterdir()):
-        named.setdefault(_domain_of(path), []).append(path)
-    if not named:
-        raise UsageError(f"--data {folder} has nothing to read in it or in its sub-folders; {_READ}")
-    for name in named:
-        if name.lower() in VALIDATION_WORDS:  # what was held out must not be trained on
+        return CorpusPlan(name, [_of_fields(found, fields, account, where)], account=account)
+    if not found:
+        raise UsageError(f"{where} has nothing to read in it or in its sub-folders{_instead(account)}; {READ}")
+    in_folders: dict[str, list[DataFile]] = defaultdict(list)
+    at_top: list[DataFile] = []
+    for file in found:
+        folders = file.domain_folders
+        (in_folders[folders[0]] if folders else at_top).append(file)
+    if any(file.kind != "text" for file in found):
+        for side in [name for name, files in in_folders.items() if names.is_side_folder(name)]:
+            if all(file.kind == "text" for file in in_folders[side]):
+                account.furniture += [file.path for file in in_folders.pop(side)]
+    by_name = _by_file_names(at_top, bool(in_folders), account, where)
+    if not by_name and len(in_folders) == 1:
+        _check_depth(folder, next(iter(in_folders.items())))
+    _pass_over_folders(folder, in_folders, account)
+    sources = [
+        _of_domain(domain, in_folders.get(domain, []), by_name.get(domain, []), fields, account, where)
+        for domain in sorted({*in_folders, *by_name})
+    ]
+    return CorpusPlan(name, sources, account=account)
+
+
+def _by_file_names(
+    files: list[DataFile], beside_folders: bool, account: Account, where: str
+) -> dict[str, list[DataFile]]:
+    """Sorts files by the domains that their names name. beside_folders: whether others lie in folders of domains."""
+    if beside_folders or any(file.kind != "text" for file in files):
+        account.unread += [file.path for file in files if file.kind == "text"]
+        files = [file for file in files if file.kind != "text"]
+    train = [file for file in files if file.held_out_word(named_by_domain=True) is None]
+    domains, said = names.parts_of_sets(sorted({file.stem for file in train}))
+    account.said += said
+    for file in train:
+        if not domains[file.stem]:
             raise UsageError(
-                f"--data {folder} has a file per domain, and {named[name][0].name} would be one; put the files of each domain into "
-                f"a sub-folder named for it, or name the file DOMAIN.{named[name][0].name}"
+                f"{where}: the name of {file.path.name} names no domain; name the field with each record's domain "
+                "(--domain-field), or put the files of each domain into a sub-folder named for it"
             )
-    return [_of_domain(name, paths, fields, str(folder), named_by_domain=True) for name, paths in sorted(named.items())]
+    found: dict[str, list[DataFile]] = defaultdict(list)
+    for file in files:
+        held_out = file.held_out_word(named_by_domain=True) is not None
+        domain = names.domain_of_held_out(file.stem, domains.values()) if held_out else domains[file.stem]
+        if not domain:
+            raise UsageError(
+                f"{where} has a file per domain, and {file.path.name} is held out, but of which domain? put the files of each "
+                f"domain into a sub-folder named for it, or name the file DOMAIN.{file.path.name}"
+            )
+        found[domain].append(file)
+    return found
 
 
-def _readable(paths: Iterator[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.is_file() and _may_be_read(path) and not path.name.startswith("."))
-
-
-def _may_be_read(path: Path) -> bool:
-    if path.name in ("dataset_info.json", "state.json", "manifest.json"):
-        return False
-    return _is_indexed(path) or is_read(path)
-
-
-def _is_indexed(path: Path) -> bool:
-    """Whether a file holds tokens instead of documents."""
-    return path.suffix == ".bin"
-
-
-def _stem(path: Path) -> str:
-    """The name of a file without the suffixes of formats and compression."""
-    name = path.name
-    while Path(name).suffix.lower() in (*_FORMATS, *_COMPRESSED, ".bin"):
-        name = name[: -len(Path(name).suffix)]
-    return name
-
-
-def _domain_of(path: Path) -> str:
-    """The domain in a file's name: github for `github-00001-of-00010.parquet` and `github.validation.jsonl`."""
-    stem = _VALIDATION.sub("", _PART.sub("", _stem(path)))
-    return _PART.sub("", stem) or stem or path.stem
-
-
-def _validation_word(path: Path, named_by_domain: bool) -> str | None:
-    """Returns the word that makes a file a validation file, or None. The file's name ends with the word or, unless
-    files are named by their domains, starts with it."""
-    stem = _PART.sub("", _stem(path)).lower()
-    for word in VALIDATION_WORDS:
-        if re.search(rf"[-_.]{word}$", stem) or (not named_by_domain and re.match(rf"{word}([-_.\d]|$)", stem)):
-            return word
-    return None
-
-
-def _split(paths: list[Path], named_by_domain: bool = False) -> tuple[list[Path], list[Path]]:
-    """Returns (train, validation). Of several kinds of validation files, the first is taken, and none is trained on."""
-    words = {path: _validation_word(path, named_by_domain) for path in paths}
-    validation = next((found for word in VALIDATION_WORDS if (found := [p for p in paths if words[p] == word])), [])
-    return [path for path in paths if words[path] is None], validation
-
-
-def _of_domain(name: str, paths: list[Path], fields: Fields, where: str, named_by_domain: bool = False) -> Source:
-    train, validation = _split(paths, named_by_domain)
-    if not train:
-        raise UsageError(f"domain {name} has no training file in {where}; {_READ}")
-    indexed = [path for path in (*train, *validation) if _is_indexed(path)]
-    if not indexed:
-        return FileSource(name, tuple(train), tuple(validation), fields)
-    if len(indexed) < len(train) + len(validation) or len(train) > 1 or len(validation) > 1:
+def _check_depth(folder: Path, only: tuple[str, list[DataFile]]) -> None:
+    """Raises UsageError if the only sub-folder of a folder seems to be the corpus."""
+    name, files = only
+    inner = sorted({file.domain_folders[1] for file in files if len(file.domain_folders) > 1})
+    if len(inner) > 1 or len({file.stem for file in files}) > 1:
+        holds = f"the folders {', '.join(inner[:4])}" if len(inner) > 1 else f"{len(files)} files"
         raise UsageError(
-            f"domain {name}: one .bin with its .idx for training, and at most one for validation; found "
-            f"{', '.join(path.name for path in (*train, *validation))}"
+            f"--data {folder} has one folder with data, {name}, which holds {holds}; if these are the domains, give "
+            f"--data {folder / name}, and for records that name their domain --domain-field"
         )
-    return IndexedSource(name, train[0].with_suffix(""), validation[0].with_suffix("") if validation else None)
 
 
-def _of_files(paths: list[Path], fields: Fields, where: str = "") -> FileSource:
-    """Returns the source of files whose records name their domains."""
-    train, validation = _split([path for path in paths if not _is_indexed(path)])
+def _pass_over_folders(folder: Path, in_folders: Iterable[str], account: Account) -> None:
+    """Passes over folders beside those of domains which hold no data.
+
+    Raises:
+        UsageError: such a folder holds data that cannot be read.
+    """
+    unread, account.unread = account.unread, []
+    for path in unread:
+        top, *below = path.relative_to(folder).parts
+        if not below or top in in_folders or names.split_of_folder(top) is not None:
+            account.unread.append(path)
+        elif names.may_be_data(path):
+            raise UsageError(
+                f"domain {top} has no training file in {folder / top}, but {path.name}; {READ}; convert it, or move the "
+                "folder away"
+            )
+        else:
+            account.furniture.append(path)
+
+
+def _instead(account: Account) -> str:
+    """Says what lies there instead of data."""
+    likely = [path for path in account.unread if names.may_be_data(path)]
+    return f", only files such as {likely[0].name}" if likely else ""
+
+
+def _split(files: list[DataFile], named_by_domain: bool) -> tuple[list[DataFile], list[DataFile]]:
+    """Returns (train, validation). Of several kinds of held-out files, the first is taken, and none is trained on."""
+    words = [(file, file.held_out_word(named_by_domain)) for file in files]
+    for word in names.HELD_OUT_WORDS:
+        if validation := [file for file, found in words if found == word]:
+            break
+    return [file for file, found in words if found is None], validation
+
+
+def _of_domain(
+    domain: str,
+    in_folder: list[DataFile],
+    named: list[DataFile],
+    fields: Fields,
+    account: Account,
+    where: str,
+    validation: list[DataFile] | None = None,
+) -> Source:
+    """Returns the source of a domain. in_folder: the files in its folder. named: the files that are named for it.
+    validation: its validation files, None for those whose names say so."""
+    train, held_out = _split(in_folder, named_by_domain=False)
+    more_train, more_held_out = _split(named, named_by_domain=True)
+    train += more_train
+    used = (held_out or more_held_out) if validation is None else validation
+    files = [*in_folder, *named]
+    taken = {file.path for file in (*train, *used)}
+    if passed_over := [file.path.name for file in files if file.path not in taken]:
+        shown = ", ".join(passed_over[:3]) + (", …" if len(passed_over) > 3 else "")
+        account.said.append(f"{domain}: {shown} held out too, but not validated on")
     if not train:
-        raise UsageError(f"{where} has no file whose records could carry {fields.domain!r}; {_READ}")
-    return FileSource(None, tuple(train), tuple(validation), fields)
+        shown = ", ".join(file.path.name for file in files[:3])
+        raise UsageError(
+            f"domain {domain} has no training file in {where}: {shown} held out (validation or test) by name; rename what "
+            "should be trained on"
+        )
+    doubtful = [file.path.name for file in train if names.names_a_split(file.stem)]
+    if doubtful:
+        shown = ", ".join(doubtful[:3]) + (", …" if len(doubtful) > 3 else "")
+        account.said.append(f"{domain}: trained on although their names hold a word such as test: {shown}")
+    paths = [tuple(sorted(file.path for file in part)) for part in (train, used)]
+    kinds = {file.kind == "tokens" for file in (*train, *used)}
+    if kinds == {True, False}:
+        tokens = next(file.path.name for file in (*train, *used) if file.kind == "tokens")
+        other = next(file.path.name for file in (*train, *used) if file.kind != "tokens")
+        raise UsageError(f"domain {domain} has both tokens ({tokens}) and documents ({other}); give it one kind")
+    return TokenSource(domain, paths[0], paths[1]) if True in kinds else FileSource(domain, paths[0], paths[1], fields)
+
+
+def _of_fields(files: list[DataFile], fields: Fields, account: Account, where: str) -> FileSource:
+    """Returns the source of files whose records name their domains."""
+    records = [file for file in files if file.kind == "records"]
+    account.unread += [file.path for file in files if file.kind != "records"]
+    train, validation = _split(records, named_by_domain=False)
+    if not train:
+        held_out = f"; {validation[0].path.name} is held out by its name" if validation else ""
+        raise UsageError(f"{where} has no file whose records could carry {fields.domain!r}{held_out}; {READ}")
+    taken = {file.path for file in (*train, *validation)}
+    if passed_over := [str(file.path.name) for file in records if file.path not in taken]:
+        shown = ", ".join(passed_over[:3]) + (", …" if len(passed_over) > 3 else "")
+        account.said.append(f"{shown} held out too, but not validated on")
+    return FileSource(
+        None, tuple(sorted(file.path for file in train)), tuple(sorted(file.path for file in validation)), fields
+    )
 
 
 # Manifests
@@ -211,13 +318,15 @@ _DOMAIN_KEYS = {
 }  # fmt: skip
 
 
-def _of_manifest(path: Path, fields: Fields) -> CorpusPlan:
+def _of_manifest(path: Path, fields: Fields, follow_links: bool) -> CorpusPlan:
     """Reads a manifest: TOML with a table `domains.<name>` per domain, which has `files` (patterns, relative to the
     manifest) or `dataset`."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise UsageError(f"manifest {path} is larger than {_LARGEST_MANIFEST >> 20} MiB; name files by patterns")
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UsageError(f"manifest {path} cannot be read ({error.strerror})") from None
+        raise UsageError(f"manifest {path} cannot be read ({in_short(error)})") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError tells the line
         raise UsageError(f"manifest {path}: {error}") from None
     _check_keys(content, _MANIFEST_KEYS, f"manifest {path}")
@@ -231,65 +340,80 @@ def _of_manifest(path: Path, fields: Fields) -> CorpusPlan:
         if not isinstance(entry, dict):
             raise UsageError(f"{where}: not a table with files or a dataset")
         _check_keys(entry, _DOMAIN_KEYS, where)
-        plan.sources.append(_of_entry(path.parent, name, entry, default, where))
+        plan.sources.append(_of_entry(path.parent, name, entry, default, where, plan.account, follow_links))
         for key, found in (("weight", plan.weights), ("upsampling", plan.upsampling)):
             value = _value(entry, key, (int, float), where)
             if value is not None:
-                if not 0 < value < float("inf"):
-                    raise UsageError(f"{where}: {key} = {value}; give a number above 0")
-                found[name] = float(value)
+                found[name] = float(_positive(value, key, where))
     if plan.weights and len(plan.weights) < len(domains):
         missing = ", ".join(name for name in domains if name not in plan.weights)
         raise UsageError(f"manifest {path}: no weight for {missing}; give every domain a weight, or none")
     return plan
 
 
-def _of_entry(folder: Path, name: str, entry: dict[str, Any], default: Fields, where: str) -> Source:
+def _of_entry(
+    folder: Path, name: str, entry: dict[str, Any], default: Fields, where: str, account: Account, follow_links: bool
+) -> Source:
     fields = Fields(_value(entry, "text_field", str, where) or default.text)
     dataset = _value(entry, "dataset", str, where)
     if (dataset is None) == ("files" not in entry):
         raise UsageError(f"{where}: give either files or a dataset")
     if dataset is not None:
-        local = folder / dataset
         return HubSource(
             name,
-            str(local) if local.exists() else dataset,
+            _dataset(folder, dataset, where),
             fields,
             config=_value(entry, "config", str, where),
             split=_value(entry, "split", str, where) or "train",
             validation_split=_value(entry, "validation_split", str, where),
             revision=_value(entry, "revision", str, where),
-            tokens=_value(entry, "tokens", int, where),
+            tokens=_positive(_value(entry, "tokens", int, where), "tokens", where),
         )
-    train = _matching(folder, entry["files"], where)
-    if "validation" not in entry:
-        return _of_domain(name, train, fields, where)
-    validation = _matching(folder, entry["validation"], where)
-    if any(map(_is_indexed, (*train, *validation))):
-        if len(train) > 1 or len(validation) > 1:
-            raise UsageError(f"{where}: one .bin each for files and validation")
-        return IndexedSource(name, train[0].with_suffix(""), validation[0].with_suffix(""))
-    held_out = set(validation)
-    return FileSource(name, tuple(path for path in train if path not in held_out), tuple(validation), fields)
+    files = _matching(folder, entry["files"], where, account, follow_links)
+    validation = None
+    if "validation" in entry:
+        validation = _matching(folder, entry["validation"], where, account, follow_links)
+        held_out = {identity(file.path) for file in validation}
+        files = [file for file in files if identity(file.path) not in held_out]
+    return _of_domain(name, files, [], fields, account, where, validation)
 
 
-def _matching(folder: Path, patterns: Any, where: str) -> list[Path]:
+def _dataset(folder: Path, dataset: str, where: str) -> str:
+    """Returns the absolute path of a local dataset, or the name of one of the hub. Other names, such as `json`, would make
+    `datasets` read whatever lies in the folder where it runs."""
+    local = folder / Path(dataset).expanduser()
+    if local.is_dir():
+        return str(local.resolve())
+    if not _HUB_NAME.fullmatch(dataset):
+        raise UsageError(f"{where}: dataset {dataset!r} is neither a folder nor the name of a hub dataset (org/name)")
+    return dataset
+
+
+def _matching(folder: Path, patterns: Any, where: str, account: Account, follow_links: bool) -> list[DataFile]:
     if isinstance(patterns, str):
         patterns = [patterns]
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise UsageError(f"{where}: files are a pattern or a list of patterns")
-    found: list[Path] = []
+    found: dict[tuple[int, int], DataFile] = {}
     for pattern in patterns:
-        absolute = Path(pattern).expanduser()
-        base, relative = (Path(absolute.anchor), str(absolute.relative_to(absolute.anchor))) if absolute.is_absolute() else (folder, str(absolute))  # fmt: skip
-        matches = _readable(base.glob(relative))
-        if not matches:
-            raise UsageError(f"{where}: {pattern!r} matches no file that can be read; {_READ}")
-        found += matches
-    twice = [path.name for path, count in Counter(found).items() if count > 1]
-    if twice:
-        raise UsageError(f"{where}: {twice[0]} is matched twice; its documents would count double (use upsampling)")
-    return found
+        try:
+            files, more = files_matching(folder, pattern, follow_links)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
+        account.add(more)
+        for file in files:
+            first = found.setdefault(identity(file.path), file)
+            if first is not file:
+                raise UsageError(
+                    f"{where}: {file.path.name} is matched twice; its documents would count double (use upsampling)"
+                )
+    return list(found.values())
+
+
+def _positive(value: Any, key: str, where: str) -> Any:
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{where}: {key} = {value}; give a number above 0")
+    return value
 
 
 def _check_keys(table: dict[str, Any], known: set[str], where: str) -> None:

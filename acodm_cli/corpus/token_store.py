@@ -1,22 +1,15 @@
-"""Token stores keep a domain's tokens on disk, memory-mapped. They are made once per content and tokenizer.
+"""Token stores hold a domain's tokens on disk, memory-mapped. They are made once per content and tokenizer.
 
-    documents -> batches -> tokenizer (all cores) -> cache/tokens/<key>/<n>.train.bin, <n>.validation.bin, index.json
-
-Reading and writing run in threads beside the tokenizer, which does not hold Python's lock while it works.
+source -> key -> cache/tokens/<key>/ (made by `store_writer` if it is not there) -> DomainStore per domain
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
-import queue
-import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +17,76 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.corpus import hub
-from acodm_cli.corpus.indexed import content_key, open_indexed
-from acodm_cli.corpus.readers import Document, read_documents
-from acodm_cli.corpus.sources import FileSource, HubSource, IndexedSource, Source
+from acodm_cli.corpus.cache import make_once
+from acodm_cli.corpus.holding_out import DOCUMENT, HOLD_OUT_EVERY, split_again, suffices, wanted_tokens
+from acodm_cli.corpus.sources import FileSource, HubSource, Source, TokenSource
+from acodm_cli.corpus.store_writer import SPLITS, STORE_VERSION, OnProgress, content_of, write_store
+from acodm_cli.corpus.token_files import TokenFile, content_key, document_ends, mapped, open_tokens, unended
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import AcodmError, UsageError
-from acodm_cli.writing import atomic_folder, cache_errors
+from acodm_cli.writing import in_short
 
-STORE_VERSION = 4
-HOLD_OUT_EVERY = 20
 # At most so many tokens are held out at the end of a stream that cannot be copied; a long document may double them.
 HOLD_OUT_TOKENS = 1_000_000
-MAX_DOMAINS = 1000
-SPLITS = ("train", "validation")
-_ENCODE_CHARACTERS = 1 << 21
-_ABANDONED_SECONDS = 24 * 3600
-# A hub stream ends when so many documents in a row belonged to domains whose budget is used up.
-_PATIENCE = 1_000_000
-
-# It is told what is read (a domain, or files of several), how far, and of how much (bytes, or tokens of a budget; 0 for
-# an unknown amount).
-OnProgress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
 class TokenStore:
     """One split of one domain as a stream of token ids, in which the end-of-document token separates documents.
 
     Sequence k is tokens [k·T, k·T + T]: T inputs and, shifted by one, T labels. Sequences cross document borders.
+
+    parts: the stream, in one or several arrays that follow each other, each [N].
     """
 
-    tokens: NDArray[np.integer]
+    def __init__(self, *parts: NDArray[np.integer]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return int(self.starts[-1])
+
+    @property
+    def tokens(self) -> NDArray[np.integer]:
+        """All tokens. Several parts are copied into one array."""
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
 
     def num_sequences(self, seq_len: int) -> int:
         """The number of whole sequences with T = seq_len."""
-        return max(0, len(self.tokens) - 1) // seq_len
+        return max(0, len(self) - 1) // seq_len
 
     def sequence(self, index: int, seq_len: int) -> NDArray[np.int64]:
         """The token ids of sequence `index` with T = seq_len. [T + 1]"""
         start = index * seq_len
-        return self.tokens[start : start + seq_len + 1].astype(np.int64)
+        end = start + seq_len + 1
+        if len(self.parts) == 1:
+            return self.parts[0][start:end].astype(np.int64)
+        first = int(np.searchsorted(self.starts, start, "right")) - 1
+        pieces = []
+        while first < len(self.parts) and self.starts[first] < end:
+            offset = self.starts[first]
+            pieces.append(self.parts[first][max(0, start - offset) : end - offset])
+            first += 1
+        return np.concatenate(pieces).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a domain's tokens come from, for the table before a run.
+
+    files: the number of its training files, 0 for a dataset of the hub. validation_files: the names of its validation
+    files; empty if validation text was held out. documents, validation_documents: how many there are, None if it is not
+    known. empty: how many documents without text were dropped. overlap: how many validation documents were dropped
+    because they are training documents too. table: the file with the hash of every document, None if there is none.
+    warnings: what the user should know of it."""
+
+    files: int = 0
+    validation_files: tuple[str, ...] = ()
+    documents: int | None = None
+    validation_documents: int | None = None
+    empty: int = 0
+    overlap: int = 0
+    table: Path | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,82 +97,113 @@ class DomainStore:
     train: TokenStore
     validation: TokenStore
     key: str
+    provenance: Provenance = field(default_factory=Provenance)
 
 
-def open_source(source: Source, tokenizer: Tokenizer, cache: Path, on_progress: OnProgress) -> list[DomainStore]:
-    """Opens the stores of a source's domains in the cache, in order of name. It makes them first if they are not there.
+@dataclass(frozen=True)
+class Opened:
+    """The domains of a source, in order of name. bad: how many records were left out. examples: some of these, as messages."""
+
+    domains: list[DomainStore]
+    bad: int = 0
+    examples: tuple[str, ...] = ()
+
+
+def open_source(
+    source: Source,
+    tokenizer: Tokenizer,
+    cache: Path,
+    on_progress: OnProgress,
+    skip_bad: int = 0,
+    seq_len: int | None = None,
+) -> Opened:
+    """Opens the stores of a source's domains in the cache. It makes them first if they are not there.
 
     The key in the cache is a hash of the source's content and the tokenizer, so that a changed file is tokenised again.
-    Stores are written in a folder of their own, which is renamed when complete: two processes may prepare the same
-    source at once.
+    Any number of processes may prepare the same source at once.
+
+    skip_bad: how many records that cannot be used are left out while the stores are made. seq_len: where text is held out,
+    at least one sequence of this length is, if there is enough text.
 
     Raises:
         UsageError: a document cannot be read, or a domain has no text. The cache is left as it was.
         AcodmError: the cache cannot be written, or is damaged.
     """
-    if isinstance(source, IndexedSource):
-        return [_open_indexed_source(source, tokenizer)]
+    least = 0 if seq_len is None else seq_len + 1
+    if isinstance(source, TokenSource):
+        return Opened([_open_token_source(source, tokenizer, least)])
     if isinstance(source, HubSource):
         source = hub.pinned(source, cache)
-    key = _source_key(source, tokenizer)
-    folder = cache / "tokens" / key
-    if not folder.is_dir():
-        _tokenize(source, tokenizer, folder, on_progress)
-    return _open_folder(folder, source.domain)
+    folder = cache / "tokens" / _source_key(source, tokenizer)
+    label = source.domain or "documents"
+    make_once(
+        folder,
+        lambda partial: write_store(source, tokenizer, partial, skip_bad, on_progress),
+        lambda: on_progress(f"{label} (another process is at it)", 0, 0),
+    )
+    return _open_folder(folder, source, least)
 
 
-def _open_folder(folder: Path, name: str | None) -> list[DomainStore]:
-    """Opens the stores in a folder of the cache. name: the domain's name, if the stores were written without one."""
-    stores = []
+def _open_folder(folder: Path, source: FileSource | HubSource, least: int) -> Opened:
+    """Opens the stores in a folder of the cache. least: the tokens that are held out at least, where text is."""
     try:
         index = json.loads((folder / "index.json").read_text())
-        dtype = np.dtype(index["dtype"])
-        for number, entry in enumerate(index["domains"]):
-            splits = {}
-            for split in SPLITS:
-                path = folder / f"{number}.{split}.bin"
-                # An empty file cannot be memory-mapped.
-                splits[split] = np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
-            if _content_of(folder, number, dtype) != entry["content"]:
-                raise ValueError
-            stores.append(
-                DomainStore(
-                    name or entry["name"],
-                    TokenStore(splits["train"]),
-                    TokenStore(splits["validation"]),
-                    _key(entry["content"]),
-                )
-            )
-    except (OSError, ValueError, KeyError, TypeError):
-        raise AcodmError(f"the token cache {folder} is damaged; remove it, and it will be made again") from None
-    return stores
+        dtype, bad = np.dtype(index["dtype"]), index["bad"]
+        domains = [
+            _open_domain(folder, number, entry, dtype, source, least) for number, entry in enumerate(index["domains"])
+        ]
+        return Opened(domains, int(bad["count"]), tuple(map(str, bad["examples"])))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EIO):
+            more = "; raise the limit with ulimit -n" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+            raise AcodmError(f"the token cache {folder} cannot be read ({in_short(error)}){more}") from None
+        raise _damaged(folder) from None
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(folder) from None
 
 
-def _content_of(folder: Path, number: int, dtype: np.dtype) -> str:
-    return "".join(content_key(folder / f"{number}.{split}.bin", dtype) for split in SPLITS)
+def _damaged(folder: Path) -> AcodmError:
+    return AcodmError(f"the token cache {folder} is damaged; remove it, and it will be made again")
+
+
+def _open_domain(
+    folder: Path, number: int, entry: dict[str, Any], dtype: np.dtype, source: FileSource | HubSource, least: int
+) -> DomainStore:
+    content = content_of(folder, number, dtype)
+    if content != entry["content"]:
+        raise ValueError
+    train, validation = (mapped(folder / f"{number}.{split}.bin", dtype) for split in SPLITS)
+    table = folder / f"{number}.documents.bin"
+    documents_N = mapped(table, DOCUMENT)
+    if int(documents_N["length"].sum(dtype=np.int64)) != len(train) + len(validation):
+        raise ValueError
+    total = len(train) + len(validation)
+    if entry["held_out"] and not suffices(len(validation), total, least):
+        train, validation, documents_N = split_again(train, validation, documents_N, wanted_tokens(total, least))
+    held_out = int(documents_N["held_out"].astype(bool).sum())
+    of_files = isinstance(source, FileSource)
+    given = source.validation if isinstance(source, FileSource) and not entry["held_out"] else ()
+    provenance = Provenance(
+        files=entry["files"] if of_files else 0,
+        validation_files=_in_short(given),
+        documents=len(documents_N) - held_out,
+        validation_documents=held_out,
+        empty=entry["empty"],
+        overlap=entry["overlap"],
+        table=table,
+    )
+    return DomainStore(
+        source.domain or entry["name"], TokenStore(train), TokenStore(validation), _key(entry["content"]), provenance
+    )
+
+
+def _in_short(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The names of files with their folders', because files of several domains often have the same."""
+    return tuple(f"{path.parent.name}/{path.name}" for path in paths)
 
 
 def _key(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:24]
-
-
-def _open_indexed_source(source: IndexedSource, tokenizer: Tokenizer) -> DomainStore:
-    train = open_indexed(source.train, tokenizer.vocab_size)
-    if source.validation is not None:
-        validation = open_indexed(source.validation, tokenizer.vocab_size)
-        tokens, held_out = train.tokens, validation.tokens
-        held_out_key = content_key(validation.path, held_out.dtype)
-    else:
-        total = len(train.tokens)
-        least = total - min(total // HOLD_OUT_EVERY, HOLD_OUT_TOKENS)
-        # The cut is where the last document before `least` ends. If the held-out split would then be more than twice as
-        # large as wanted, the cut is at `least`.
-        before = train.ends[np.searchsorted(train.ends, least, "right") - 1] if train.ends[0] <= least else 0
-        before = before if total - before <= 2 * (total - least) else least
-        tokens, held_out = train.tokens[:before], train.tokens[before:]
-        held_out_key = content_key(train.path, held_out.dtype, len(tokens))
-    key = _key(content_key(train.path, tokens.dtype, 0, len(tokens)) + held_out_key)
-    return DomainStore(source.domain, TokenStore(tokens), TokenStore(held_out), key)
 
 
 def _source_key(source: FileSource | HubSource, tokenizer: Tokenizer) -> str:
@@ -168,263 +219,71 @@ def _source_key(source: FileSource | HubSource, tokenizer: Tokenizer) -> str:
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
-                raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+                raise UsageError(f"{path}: cannot be read ({in_short(error)})") from None
             digest.update(f" {split} {''.join(path.suffixes)} {content}".encode())
     return digest.hexdigest()[:24]
 
 
-# Tokenising
+# Tokens on disk
 
 
-def _tokenize(source: FileSource | HubSource, tokenizer: Tokenizer, folder: Path, on_progress: OnProgress) -> None:
-    with cache_errors(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_over(folder.parent)
-        with atomic_folder(folder, existing="keep") as partial:
-            writer = _StoreWriter(partial, tokenizer)
-            try:
-                if isinstance(source, FileSource):
-                    _write_files(source, tokenizer, writer, on_progress)
-                else:
-                    _write_stream(source, tokenizer, writer, on_progress)
-                writer.finish(source.domain)
-            finally:
-                writer.thread.shutdown()  # the thread must end before its folder is renamed or removed
+def _open_token_source(source: TokenSource, tokenizer: Tokenizer, least: int) -> DomainStore:
+    train = [open_tokens(path, tokenizer) for path in source.train]
+    found = [document_ends(file, tokenizer) for file in train]
+    ends = [each.ends_N for each in found]
+    warnings = _unended(source.domain, train, ends, tokenizer)
+    if source.validation:
+        validation = [open_tokens(path, tokenizer) for path in source.validation]
+        key = content_key(train) + content_key(validation)
+    else:
+        key = "".join(content_key(side) for side in _cut(train, ends, 0))
+        train, validation = _cut(train, ends, least)
+    provenance = Provenance(
+        files=len(source.train),
+        validation_files=_in_short(source.validation),
+        documents=sum(map(len, ends)) if all(each.complete for each in found) else None,
+        warnings=warnings,
+    )
+    stores = [TokenStore(*(file.mapped() for file in files)) for files in (train, validation)]
+    return DomainStore(source.domain, stores[0], stores[1], _key(key), provenance)
 
 
-def _remove_left_over(cache: Path) -> None:
-    """Removes what killed processes have left behind. A process that is still at work has written recently."""
-    for path in cache.glob(".*"):
-        if path.is_dir() and time.time() - max(p.stat().st_mtime for p in (path, *path.iterdir())) > _ABANDONED_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+def _cut(
+    files: Sequence[TokenFile], ends: Sequence[NDArray[np.int64]], least: int
+) -> tuple[list[TokenFile], list[TokenFile]]:
+    """Holds out the end of files that cannot be copied. Returns what stays, and what is held out.
+
+    The cut is where the last document before the wanted share ends. If the held-out split would then be more than twice as
+    large as wanted, the cut is at the share itself. ends: where documents end in each file."""
+    total = sum(file.length for file in files)
+    wanted = max(min(total // HOLD_OUT_EVERY, HOLD_OUT_TOKENS), wanted_tokens(total, least) if least else 0)
+    wanted = min(wanted, max(HOLD_OUT_TOKENS, least))
+    at, before = total - wanted, 0
+    for file, ends_N in zip(files, ends, strict=True):
+        if before <= at < before + file.length:
+            number = int(np.searchsorted(ends_N, at - before, "right"))
+            border = before + (int(ends_N[number - 1]) if number else 0)
+            at = border if total - border <= 2 * wanted else at
+            break
+        before += file.length
+    kept, held_out, before = [], [], 0
+    for file in files:
+        inside = min(max(at - before, 0), file.length)
+        kept += [file.part(0, inside)] if inside else []
+        held_out += [file.part(inside, file.length - inside)] if inside < file.length else []
+        before += file.length
+    return kept, held_out
 
 
-def _write_files(source: FileSource, tokenizer: Tokenizer, writer: _StoreWriter, on_progress: OnProgress) -> None:
-    total = sum(path.stat().st_size for path in source.train + source.validation)
-    label = source.domain or ", ".join(sorted({path.parent.name for path in source.train}))
-    done = 0
-
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        on_progress(label, min(done, total), total)
-
-    for split, paths in (("train", source.train), ("validation", source.validation)):
-        documents = (document for path in paths for document in read_documents(path, source.fields, on_bytes))
-        hold_out = split == "train" and not source.validation
-        for batch in encoded(documents, tokenizer):
-            writer.add(batch, split, hold_out)
-
-
-def _write_stream(source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter, on_progress: OnProgress) -> None:
-    """Writes the documents of a hub dataset. A domain whose budget is used up takes no more; the stream ends when
-    nothing new can be expected of it."""
-    documents = hub.HubDocuments(source)
-    validation = documents.validation_split
-    for split, of_dataset in (("train", source.split), ("validation", validation)):
-        if of_dataset is None:
-            continue
-        budget = source.tokens if split == "train" else source.tokens and max(1, source.tokens // HOLD_OUT_EVERY)
-        # A dataset of one domain is done when that domain's budget is used up; in others, new domains may still come.
-        patience = 1 if source.domain else _PATIENCE
-        wanted = _until_done(documents.read(of_dataset), writer, split, budget)
-        for batch in encoded(wanted, tokenizer):
-            writer.add(batch, split, split == "train" and validation is None, budget, patience)
-            counts = [d.tokens[split] for d in list(writer.domains.values())]  # the writer's thread adds to them
-            on_progress(source.dataset, sum(min(c, budget or c) for c in counts), (budget or 0) * len(counts))
-
-
-def _until_done(
-    documents: Iterator[Document], writer: _StoreWriter, split: str, budget: int | None
-) -> Iterator[Document]:
-    """Yields documents until the writer needs no more. Those that it has no use for are yielded without text, so that
-    nothing of them is tokenised.
-
-    The writer, which sees documents in order, decides what is stored. How far it lags behind this reader is a matter of
-    chance, so only the amount of wasted work may depend on that.
-    """
-    for document in documents:
-        if split in writer.done:
-            return
-        domain = writer.domains.get(document.domain or "")
-        full = budget is not None and domain is not None and domain.tokens[split] >= budget
-        yield replace(document, text="") if full else document
-
-
-def encoded(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[list[tuple[str, list[int]]]]:
-    """Yields batches of (domain, token ids). A thread reads documents ahead, in batches that feed the tokenizer's
-    threads and bound the memory."""
-    with _Prefetched(_in_batches(documents)) as batches:
-        for batch in batches:
-            encodings = tokenizer.backend.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
-            yield [(d.domain or "", encoding.ids) for d, encoding in zip(batch, encodings, strict=True)]
-
-
-def _in_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= _ENCODE_CHARACTERS or len(batch) >= 4096:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-class _Prefetched:
-    """Runs an iterator in a thread, two items ahead. The iterator's errors are raised where its items are taken."""
-
-    def __init__(self, items: Iterator[Any]) -> None:
-        self.items = items
-        self.queue: queue.Queue[tuple[Any, BaseException | None] | None] = queue.Queue(2)
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        try:
-            for item in self.items:
-                if not self._put((item, None)):
-                    return
-            self._put(None)
-        except BaseException as error:
-            self._put((None, error))
-
-    def _put(self, value: tuple[Any, BaseException | None] | None) -> bool:
-        while not self.stopped.is_set():
-            try:
-                self.queue.put(value, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __enter__(self) -> Iterator[Any]:
-        self.thread.start()
-        return self._take()
-
-    def _take(self) -> Iterator[Any]:
-        while (value := self.queue.get()) is not None:
-            item, error = value
-            if error is not None:
-                raise error
-            yield item
-
-    def __exit__(self, *error: object) -> None:
-        self.stopped.set()
-        self.thread.join(timeout=1)  # it may still wait for the network, but a daemon does not keep the process alive
-
-
-@dataclass
-class _DomainFiles:
-    number: int
-    hold_out: bool = False
-    documents: int = 0
-    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-
-
-class _StoreWriter:
-    """Appends token ids to the files of their domains, in a thread, in order."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
-        self.folder = folder
-        self.end = tokenizer.end_of_document
-        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-        self.domains: dict[str, _DomainFiles] = {}
-        self.useless = 0
-        self.done: set[str] = set()
-        self.thread = ThreadPoolExecutor(1)
-        self.pending: Future[None] | None = None
-
-    def add(
-        self,
-        batch: list[tuple[str, list[int]]],
-        split: str,
-        hold_out: bool,
-        budget: int | None = None,
-        patience: int = 1,
-    ) -> None:
-        """Hands a batch to the thread. hold_out: whether every HOLD_OUT_EVERY-th document of a domain goes to
-        validation. budget: the tokens after which a domain takes no more. patience: after so many documents in a row
-        that were not taken, the split is done."""
-        self.wait()
-        self.pending = self.thread.submit(self._write, batch, split, hold_out, budget, patience)
-
-    def wait(self) -> None:
-        """Waits until the last batch is written, and raises the thread's error if it could not be."""
-        if self.pending is not None:
-            pending, self.pending = self.pending, None
-            pending.result()
-
-    def _write(
-        self, batch: list[tuple[str, list[int]]], split: str, hold_out: bool, budget: int | None, patience: int
-    ) -> None:
-        parts: dict[tuple[str, str], list[NDArray[np.integer]]] = {}
-        end = np.array([self.end], self.dtype)
-        for name, ids in batch:
-            if split in self.done:
-                break
-            domain = self.domains.get(name)
-            if domain is None:
-                if len(self.domains) == MAX_DOMAINS:
-                    raise UsageError(
-                        f"more than {MAX_DOMAINS} domains, such as {', '.join(map(repr, list(self.domains)[:3]))}; is this "
-                        "the right --domain-field?"
-                    )
-                domain = self.domains[name] = _DomainFiles(len(self.domains))
-            if budget is not None and domain.tokens[split] >= budget:
-                self.useless += 1
-                if self.useless >= patience:
-                    self.done.add(split)
-                continue
-            self.useless = 0
-            domain.hold_out |= hold_out
-            domain.documents += 1
-            into = "validation" if hold_out and domain.documents % HOLD_OUT_EVERY == 0 else split
-            domain.tokens[into] += len(ids) + 1
-            parts.setdefault((name, into), []).extend((np.array(ids, self.dtype), end))
-        for (name, into), arrays in parts.items():
-            with self._path(self.domains[name], into).open("ab") as file:
-                file.write(np.concatenate(arrays).data)  # tofile does not report a disk that is full at its last flush
-
-    def _path(self, domain: _DomainFiles, split: str) -> Path:
-        return self.folder / f"{domain.number}.{split}.bin"
-
-    def finish(self, name: str | None) -> None:
-        """Completes the stores and writes their index. name: the only domain's, None if documents named theirs."""
-        self.wait()
-        if not self.domains:
-            raise UsageError(f"domain {name} has no text" if name else "there is no document in the data")
-        names = sorted(self.domains)
-        entries = []
-        for number, domain_name in enumerate(names):
-            domain = self.domains[domain_name]
-            self._hold_out_end(domain)
-            for split in SPLITS:
-                path = self._path(domain, split)
-                path.touch()
-                # Files are renumbered in the order of names, in two steps so that they do not collide.
-                path.rename(self.folder / f"{split}.{number}")
-        for number, domain_name in enumerate(names):
-            for split in SPLITS:
-                (self.folder / f"{split}.{number}").rename(self.folder / f"{number}.{split}.bin")
-            documents = self.domains[domain_name].documents
-            content = _content_of(self.folder, number, self.dtype)
-            entries.append({"name": domain_name, "documents": documents, "content": content})
-        index = {"version": STORE_VERSION, "dtype": self.dtype.name, "domains": entries}
-        (self.folder / "index.json").write_text(json.dumps(index))
-
-    def _hold_out_end(self, domain: _DomainFiles) -> None:
-        """Holds out the end of the stream, too, if there were too few documents to hold some out."""
-        train, validation = (self._path(domain, split) for split in SPLITS)
-        held_out, total = domain.tokens["validation"], sum(domain.tokens.values())
-        wanted = total // HOLD_OUT_EVERY
-        enough = held_out >= wanted // 2 if domain.hold_out else held_out > 0
-        if enough or not train.is_file():
-            return
-        cut = domain.tokens["train"] - (wanted - held_out)
-        with train.open("rb") as source, validation.open("ab") as target:
-            source.seek(cut * self.dtype.itemsize)
-            shutil.copyfileobj(source, target)
-        os.truncate(train, cut * self.dtype.itemsize)
+def _unended(
+    domain: str, files: Sequence[TokenFile], ends: Sequence[NDArray[np.int64]], tokenizer: Tokenizer
+) -> tuple[str, ...]:
+    share, common = max(unended(file, ends_N, tokenizer) for file, ends_N in zip(files, ends, strict=True))
+    if share <= 0.01:
+        return ()
+    instead = f", most with {common!r}" if common and common != tokenizer.end_text else ""
+    return (
+        f"domain {domain}: {share:.0%} of its documents do not end with the end-of-document token {tokenizer.end_text!r}{instead}, "
+        "so documents run into one another; make the tokens anew with it (--append-eod of Megatron-LM), or name their own "
+        "with --eos-token",
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.corpus.holding_out import HOLD_OUT_EVERY
 from acodm_cli.corpus.preflight import DomainUse
 from acodm_cli.display.facts import validation_rows
 from acodm_cli.display.inspect import View, domain_table
@@ -18,6 +22,10 @@ from acodm_cli.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
     from acodm_cli.runs.efficiency import Efficiency
+
+WIDE = 96
+MOST_DOMAINS = 60
+MOST_SAID = 8
 
 
 def print_title(console: Console, info: dict[str, Any], device: str) -> None:
@@ -38,12 +46,16 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
 def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> None:
     """Prints what a run will use of each domain. mixture: whose weights these are, for the heading."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("domain", "tokens", "validation", f"{mixture} weight", "epochs", "runs out at step"):
+    wide = console.width >= WIDE
+    names = ("documents", f"{mixture} weight", "runs out at step") if wide else ("docs", "weight", "runs out at")
+    for name in ("domain", "files", names[0], "tokens", "validation", names[1], "epochs", names[2]):
         least = None if name == "domain" else len(name)
         table.add_column(name, justify="right" if least else "left", no_wrap=True, min_width=least)
-    for use in uses:
+    for use in uses[:MOST_DOMAINS]:
         table.add_row(
             Text(use.name),
+            "" if use.files is None else f"{use.files:,}",
+            "" if use.documents is None else human_count(use.documents),
             human_count(use.tokens),
             human_count(use.validation_tokens),
             f"{use.weight:.1%}",
@@ -51,6 +63,63 @@ def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> No
             f"{use.exhausted_at:,}" if use.exhausted_at else "",
         )
     console.print(table)
+    if len(uses) > MOST_DOMAINS:
+        _line(console, f"… and {len(uses) - MOST_DOMAINS:,} more domains")
+    if not wide:
+        _line(console, f"docs: training documents; weight: the {mixture} weight", "dim")
+
+
+def print_corpus(console: Console, corpus: Corpus) -> None:
+    """Prints what was read, what was not, and what became of the documents."""
+    account = corpus.account
+    if account.read:
+        parts = [f"files: {account.read:,} read"]
+        if account.furniture:
+            parts.append(f"{_named(account.furniture)} hold no data")
+        _line(console, ", ".join(parts), "dim")
+    if account.unread:
+        _line(console, f"warning: files not read: {_named(account.unread)}", "yellow")
+    for said in account.said[:MOST_SAID]:
+        _line(console, f"note: {said}")
+    if len(account.said) > MOST_SAID:
+        _line(console, f"note: and {len(account.said) - MOST_SAID:,} more like these")
+    _line(console, _validation_text(corpus), "dim")
+    dropped = []
+    if empty := sum(domain.provenance.empty for domain in corpus.domains):
+        dropped.append(f"{empty:,} empty documents")
+    if overlap := sum(domain.provenance.overlap for domain in corpus.domains):
+        dropped.append(f"{overlap:,} validation documents that are trained on")
+    if dropped:
+        _line(console, f"note: left out: {', '.join(dropped)}")
+    if duplicates := str(corpus.duplicates() or ""):
+        _line(console, f"note: exact duplicates, not removed: {duplicates}")
+
+
+def _validation_text(corpus: Corpus) -> str:
+    """Says what the validation text of each domain is, and what ends documents."""
+    given = [domain for domain in corpus.domains if domain.provenance.validation_files]
+    held_out = [domain.name for domain in corpus.domains if not domain.provenance.validation_files]
+    parts = []
+    if given:
+        parts.append(
+            _first(list(dict.fromkeys(name for domain in given for name in domain.provenance.validation_files)))
+        )
+    if held_out:
+        parts.append(f"one in {HOLD_OUT_EVERY} held out" + (f" of {_first(held_out)}" if given else ""))
+    return f"validation text: {'; '.join(parts)}; documents end with {corpus.tokenizer.end_text}"
+
+
+def _named(paths: Sequence[Path]) -> str:
+    """A number of files, and the names of the first few."""
+    return f"{len(paths):,} ({_first(sorted({path.name for path in paths}))})"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _line(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_summary(console: Console, schedule: Schedule) -> None:

@@ -20,8 +20,9 @@ from torch import nn
 from acodm_cli.alignment.estimators import make_probe
 from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.corpus import Corpus, open_corpus
+from acodm_cli.corpus.embedded import EMBEDDED_DOMAINS
 from acodm_cli.corpus.preflight import check_room
-from acodm_cli.corpus.token_store import OnProgress
+from acodm_cli.corpus.store_writer import OnProgress
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.models import build_model, checkpoint_activations, load_model, model_config, published_lr
@@ -78,7 +79,10 @@ def build_run(
     # This finds an unknown model before minutes of tokenisation.
     model_config(settings.model, 128, settings.seq_len)
     if corpus is None:
-        corpus = ranks.in_turn(lambda: open_corpus(settings, on_progress))
+        _check_data_given(settings, schedule)
+        corpus = ranks.in_turn(lambda: open_corpus(settings, on_progress, settings.seq_len))
+    for warning in corpus.warnings:
+        warn(warning)
     if schedule is not None:
         corpus = corpus.in_order_of(schedule.domains, settings.map)
         if schedule.run.tokenizer_fingerprint not in ("", corpus.tokenizer.fingerprint):
@@ -109,7 +113,8 @@ def build_run(
         trainer = Trainer(model, corpus, mixer, training, compute, probe, ranks, reference)
     # One rank does this for all, because a reference model is large.
     named = ranks.shared(lambda: input_digests(settings, mixer))
-    inputs = {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
+    inputs = {f"domain {domain.name} of the corpus": domain.key for domain in corpus.domains}
+    inputs |= {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
     return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn)
 
 
@@ -135,6 +140,19 @@ def with_mode(settings: RunSettings, schedule: Schedule | None) -> RunSettings:
     if mode == "policy" and schedule.policy is None:
         raise ScheduleError(f"{settings.schedule or 'the schedule'} holds no policy; use --mode replay")
     return settings
+
+
+def _check_data_given(settings: RunSettings, schedule: Schedule | None) -> None:
+    """Raises ScheduleError if the embedded corpus would be taken for a schedule that was learned on another."""
+    if schedule is None or settings.data is not None:
+        return
+    names = [(settings.map or {}).get(name, name) for name in schedule.domains]
+    if not set(names) & set(EMBEDDED_DOMAINS):
+        learned_on = schedule.run.corpus or "another corpus"
+        raise ScheduleError(
+            f"--data is not given, and the schedule was learned on {learned_on} with the domains {', '.join(names[:4])}"
+            f"{', …' if len(names) > 4 else ''}; give its corpus with --data, and its --tokenizer"
+        )
 
 
 def _prior(settings: RunSettings, corpus: Corpus, schedule: Schedule | None) -> Array:

@@ -27,7 +27,7 @@ from acodm_cli.runs.settings import RunSettings
 from acodm_cli.schedule.library import RECORD
 from acodm_cli.writing import atomic_file, in_short, partials_of
 
-RUN_VERSION = 2
+RUN_VERSION = 3
 CHECKPOINT_VERSION = 3
 _CHECKPOINT = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 

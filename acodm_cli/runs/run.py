@@ -151,12 +151,13 @@ class Run:
             UsageError: corpus, schedule or another input is not what the run began with.
         """
         self._folder, self._stop = folder, stop
+        settings = self.settings.anchored(self.mixer.files)
         if resume:
             self.ranks.first(lambda: folder.remove_left_over(self.settings.save_model))
-            self.ranks.first(lambda: folder.write_settings(self.settings))
+            self.ranks.first(lambda: folder.write_settings(settings))
             self._resume(folder)
         else:
-            self.ranks.first(lambda: folder.begin(self.settings))
+            self.ranks.first(lambda: folder.begin(settings))
 
     def _resume(self, folder: RunFolder) -> None:
         path = self.ranks.shared(lambda: folder.newest_intact(self.warn))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -75,10 +76,35 @@ class RunSettings(FileSettings, AlignmentSettings, MixingSettings, CorpusSetting
             raise ValueError(f"unknown or missing settings {', '.join(odd)}")
         return cls(**value | {"track": tuple(value["track"])})
 
+    def anchored(self, files: Iterable[str] = ()) -> RunSettings:
+        """Returns the same settings with places on disk as absolute paths, so that they hold in every folder.
+
+        files: the options of the mixer that name files."""
+        changed: dict[str, Any] = {
+            name: _absolute(text) for name in ("save_model", "cache_dir") if (text := getattr(self, name))
+        }
+        for name in ("data", "tokenizer", "schedule"):  # or they are names of the hub, or of reference schedules
+            changed[name] = _absolute_if_there(getattr(self, name))
+        if "/" in self.model:  # a preset comes before a folder of the same name
+            changed["model"] = _absolute_if_there(self.model)
+        if self.mixer_options:
+            changed["mixer_options"] = {
+                name: _absolute_if_there(text) if name in files else text for name, text in self.mixer_options.items()
+            }
+        return replace(self, **changed)
+
     def changed(self) -> dict[str, Any]:
         """Returns the settings that are not at their defaults, by name."""
         values = {name: getattr(self, name) for name in declared(RunSettings)}
         return {name: value for name, value in values.items() if value != declared(RunSettings)[name].default}
+
+
+def _absolute(text: str) -> str:
+    return str(Path(text).expanduser().absolute())
+
+
+def _absolute_if_there(text: str | None) -> str | None:
+    return _absolute(text) if text and Path(text).expanduser().exists() else text
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def measure_forms(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         compare(form, folder / "data" / inside, None)
     forms.write_dataset(texts, folder / "data")
     source = HubSource(None, str(folder / "data"), Fields(domain="meta.pile_set_name"))
-    stores = open_source(source, tokenizer, folder / "cache", lambda *_: None)
+    stores = open_source(source, tokenizer, folder / "cache", lambda *_: None).domains
     result["same"]["streamed dataset"] = [s.key for s in stores] == [d.key for d in expected.domains]
     print(f"{'streamed dataset':30} {result['same']['streamed dataset']}")
     return result
@@ -171,7 +171,9 @@ def stream(options: argparse.Namespace, folder: Path) -> None:
     backend.save(str(folder / "tokenizer.json"))
     source = HubSource(None, options.data, Fields(domain="meta.set"))
     started = time.perf_counter()
-    stores = open_source(source, load_tokenizer(str(folder / "tokenizer.json")), folder / "cache", lambda *_: None)
+    stores = open_source(
+        source, load_tokenizer(str(folder / "tokenizer.json")), folder / "cache", lambda *_: None
+    ).domains
     status = Path("/proc/self/status").read_text()
     peak = 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
     tokens = sum(len(store.train) for store in stores)

@@ -49,7 +49,8 @@ def test_dry_run_shows_what_the_run_would_use_and_leaves_nothing(
     assert outcome.code == 0
     rows = {line.split()[0]: line.split() for line in outcome.stderr.splitlines() if line}
     for name in ("arithmetic", "code", "prose", "tables"):
-        _, tokens, validation, weight, epochs, *exhausted = rows[name]
+        _, files, documents, tokens, validation, weight, epochs, *exhausted = rows[name]
+        assert (files, documents) == ("1", "120")
         assert tokens[-1] == validation[-1] == "k"
         assert weight == "25.0%"
         # 4000 steps of 8 sequences of 32 tokens, a quarter of them of this domain

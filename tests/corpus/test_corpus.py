@@ -88,8 +88,8 @@ def test_cache_is_reused_and_keyed_by_content(tmp_path: Path, tokenizer_file: Pa
         (b'{"text": "fine"}\n{"text": broken}\n', r"train.jsonl:2: not valid JSON"),
         (b'{"text": "fine"}\n\n{"body": "x"}\n', r'train.jsonl:3: no text in field "text"'),
         (b'{"text": "fine"}\n{"text": "\xff"}\n', r"train.jsonl:2: not UTF-8"),
-        (b"[1, 2]\n", r"train.jsonl:1: no text"),
-        (b"[" * 100_000 + b"\n", r"train.jsonl:1: (JSON is nested too deeply|not valid JSON)"),
+        (b"[1, 2]\n", r"train.jsonl: record 1: no text .* not a record but a number"),
+        (b"[" * 100_000 + b"\n", r"train.jsonl: record 1: (JSON is nested too deeply|not valid JSON)"),
     ],
 )
 def test_bad_records_are_named_and_leave_the_cache_alone(
@@ -102,7 +102,12 @@ def test_bad_records_are_named_and_leave_the_cache_alone(
     with pytest.raises(UsageError, match=message):
         opened(str(folder), str(tokenizer_file), str(tmp_path / "cache"))
     # The complete domain is kept; nothing is left of the broken one.
-    assert {path.name for path in files_in(tmp_path / "cache")} == {"0.train.bin", "0.validation.bin", "index.json"}
+    assert {path.name for path in files_in(tmp_path / "cache")} == {
+        "0.train.bin",
+        "0.validation.bin",
+        "0.documents.bin",
+        "index.json",
+    }
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
 
 

@@ -1,0 +1,121 @@
+"""The cache of tokens: folders that any number of processes, and several users, may make and use at once.
+
+    cache/tokens/<key>/        a store: complete, or not there
+    cache/tokens/.<key>.acodm-*, .<key>.lock      a store that is being made
+
+A process that makes a folder holds its lock; the others wait for it and find the folder. What a killed process has left has
+no holder of its lock, and is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import platformdirs
+
+from acodm_cli.writing import atomic_folder, cache_errors
+
+_WAIT_SECONDS = 0.05
+_LEFT_OVER = re.compile(r"\.(?P<name>.+)\.(acodm-.+|lock)")
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """The folder of the cache. cache_dir: --cache-dir, None for the user cache folder."""
+    return Path(cache_dir).expanduser() if cache_dir else Path(platformdirs.user_cache_dir("acodm"))
+
+
+def cached_bytes(cache: Path) -> int:
+    """The size of all token stores in the cache, in bytes."""
+    total = 0
+    for path in (cache / "tokens").glob("[!.]*/*.bin"):
+        with suppress(FileNotFoundError):  # another process may have removed it
+            total += path.stat().st_size
+    return total
+
+
+def make_once(folder: Path, make: Callable[[Path], None], on_wait: Callable[[], None] = lambda: None) -> None:
+    """Makes a folder of the cache if it is not there, in one process only.
+
+    make: fills the folder that it is given. on_wait: called when another process is making the folder.
+
+    Raises:
+        AcodmError: the cache cannot be written. What `make` raises is raised too, and leaves nothing behind.
+    """
+    if folder.is_dir():
+        return
+    with cache_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, on_wait):
+            if not folder.is_dir():
+                with atomic_folder(folder, existing="keep") as partial:
+                    make(partial)
+
+
+def remove_left_over(folders: Path) -> None:
+    """Removes what killed processes have left among the folders of the cache. Other users' are left to them."""
+    try:
+        names = [name for name in os.listdir(folders) if name.startswith(".")]  # noqa: PTH208 - of many thousands
+    except OSError:
+        return
+    for name in names:
+        found = _LEFT_OVER.fullmatch(name)
+        if found is None:
+            continue
+        with suppress(OSError), _lock_of(folders / found["name"], wait=False) as held:
+            if held and name.endswith(".lock"):
+                continue  # the lock removes itself
+            if held:
+                shutil.rmtree(folders / name, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Waits for the lock of a folder, and holds it. Where the file system has no locks, nothing is waited for."""
+    with _lock_of(folder, wait=False) as held:
+        if held is not False:
+            yield
+            return
+    on_wait()
+    with _lock_of(folder, wait=True):
+        yield
+
+
+@contextmanager
+def _lock_of(folder: Path, wait: bool) -> Iterator[bool | None]:
+    """Takes the lock of a folder. Gives True, False if another process holds it, None if there are no locks here."""
+    path = folder.parent / f".{folder.name}.lock"
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDONLY, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held: bool | None = True
+        except BlockingIOError:
+            held = False
+        except OSError:  # some network file systems
+            held = None
+        # The holder before may have removed the file between our two calls; then the lock is not of this name any more.
+        if held and not _is_named(handle, path):
+            os.close(handle)
+            time.sleep(_WAIT_SECONDS)
+            continue
+        break
+    try:
+        yield held
+    finally:
+        if held:
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _is_named(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False

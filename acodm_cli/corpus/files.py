@@ -1,0 +1,294 @@
+"""Finds the data files below a folder, or those that patterns name, and accounts for every other file.
+
+There is one policy for folders, domain fields and manifests. Hidden files and folders are never looked at. Links are followed
+if they stay below the place that the user named; those that lead out of it only with --follow-links, and a broken link is
+an error. One file, whatever its names, is read once. Of a folder that `datasets` saved, the files of its `state.json` are read.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from acodm_cli.corpus import names
+from acodm_cli.corpus.compression import COMPRESSIONS
+from acodm_cli.corpus.readers import STREAMS, TABLES, is_read, is_text
+from acodm_cli.errors import UsageError
+from acodm_cli.writing import in_short
+
+Kind = Literal["records", "text", "tokens"]
+READ = (
+    f"acodm reads {', '.join((*STREAMS, *TABLES))} (the former also with {', '.join(filter(None, COMPRESSIONS))}), and tokens "
+    "in .bin with .idx, .npy and .ds"
+)
+_DEEPEST = 64
+_LARGEST_JSON = 1 << 26
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that may be read.
+
+    path: its path. folders: the names of the folders between the root and the file. kind: whether it holds records, one
+    document, or tokens."""
+
+    path: Path
+    folders: tuple[str, ...]
+    kind: Kind
+
+    @property
+    def stem(self) -> str:
+        """The name without the suffixes of formats and compression."""
+        return names.stem(self.path)
+
+    @property
+    def domain_folders(self) -> list[str]:
+        """The folders that do not name a split. Of `code-test`, this is `code`."""
+        return [rest for name in self.folders if (rest := names.without_split(name))]
+
+    def held_out_word(self, named_by_domain: bool) -> str | None:
+        """The word, in any part of the path, that makes this a held-out file, None for training.
+
+        named_by_domain: whether files are named by their domains, because no folders are."""
+        for name in self.folders:
+            if (found := names.split_of_folder(name)) not in (None, names.TRAIN):
+                return found
+        if self.kind == "text" and not named_by_domain:
+            found = names.split_of_text(self.stem)
+        else:
+            found = names.split_of_records(self.stem, first_word=not named_by_domain)
+        return None if found == names.TRAIN else found
+
+
+@dataclass
+class Account:
+    """What became of every file. read: how many are read. furniture: files beside data that are no data, such as a README.
+    unread: all others. said: what the user should know about those that are read."""
+
+    read: int = 0
+    furniture: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def add(self, other: Account) -> None:
+        """Adds what became of further files."""
+        self.furniture += other.furniture
+        self.unread += other.unread
+        self.said += other.said
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where files may lie. root: the folder that the user named, resolved. follow_links: whether links may lead out of it."""
+
+    root: Path
+    follow_links: bool
+
+    def check(self, path: Path) -> None:
+        """Raises UsageError if a path is a broken link, or leads out of the root where it must not."""
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError in older versions of Python
+            reason = in_short(error) if not isinstance(error, FileNotFoundError) else "what it leads to does not exist"
+            raise UsageError(f"{path} is a broken link ({reason}); repair or remove it") from None
+        if not (self.follow_links or target.is_relative_to(self.root)):
+            raise UsageError(
+                f"{path} is a link that leads out of {self.root}, to {target}; add --follow-links if that is meant"
+            )
+
+
+def files_below(root: Path, follow_links: bool) -> tuple[list[DataFile], Account]:
+    """Finds the data files below a folder, in order of their paths.
+
+    Raises:
+        UsageError: a link is broken or leads out of the folder, or a folder cannot be read.
+    """
+    walk = _Walk(Places(root.resolve(), follow_links))
+    return list(walk.below(root, ())), walk.account
+
+
+class _Walk:
+    """Walks through folders, and sorts what lies in them. Every folder is looked at once, however many links lead to it."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.account = Account()
+        self.seen: dict[tuple[int, int], Path] = {}
+
+    def below(self, folder: Path, folders: tuple[str, ...]) -> Iterator[DataFile]:
+        """Yields the data files below a folder, in order of their paths. folders: the names of the folders down to it."""
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            first = self.seen.setdefault(identity(folder), folder)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be read ({in_short(error)})") from None
+        if first is not folder or len(folders) > _DEEPEST:
+            self.account.said.append(f"{folder} is {first} again, and is read once")
+            return
+        beside = {entry.name for entry in entries}
+        saved, splits = _saved_files(folder, beside), _saved_splits(folder, beside)
+        for entry in entries:
+            path = folder / entry.name
+            if names.is_hidden(entry.name):
+                continue
+            if entry.is_symlink() and not names.is_furniture(entry.name):
+                self.places.check(path)
+            if path.is_dir():
+                if names.is_furniture_folder(entry.name):
+                    self.account.furniture += [inner for inner in path.rglob("*") if not inner.is_dir()]
+                else:
+                    name = names.split_in(entry.name) if entry.name in splits else entry.name
+                    yield from self.below(path, (*folders, name))
+            elif saved is not None and path.suffix == ".arrow" and entry.name not in saved:
+                self.account.furniture.append(path)
+            elif (file := self.sort(path, folders, beside)) is not None:
+                yield file
+
+    def sort(
+        self, path: Path, folders: tuple[str, ...], beside: set[str], may_be_furniture: bool = True
+    ) -> DataFile | None:
+        """Returns a file if it holds data, else accounts for it. beside: the names of the files around it."""
+        if _goes_with(path, beside):
+            self.account.read += 1
+        elif may_be_furniture and names.is_furniture(path.name):
+            self.account.furniture.append(path)
+        elif path.is_file() and (kind := kind_of(path)) is not None:
+            return DataFile(path, folders, kind)
+        else:
+            self.account.unread.append(path)
+        return None
+
+
+def kind_of(path: Path) -> Kind | None:
+    """What a file of this name holds, None if acodm does not read it."""
+    if path.suffix in names.TOKEN_FORMATS:
+        return "tokens"
+    return ("text" if is_text(path) else "records") if is_read(path) else None
+
+
+def _goes_with(path: Path, beside: set[str]) -> bool:
+    """Whether a file belongs to a file of tokens beside it."""
+    name = path.name
+    for ending, of in ((".idx", ".bin"), (".ds.index", ".ds"), (".ds.metadata", ".ds"), (".ds.loss", ".ds"), (".csv.gz", ".npy")):  # fmt: skip
+        if name.endswith(ending) and name.removesuffix(ending) + of in beside:
+            return True
+    return False
+
+
+def _saved_files(folder: Path, beside: set[str]) -> set[str] | None:
+    """The Arrow files of a dataset that `datasets` saved in a folder, None if it did not.
+
+    Raises:
+        UsageError: a file of the dataset is not there.
+    """
+    state = _json_of(folder / "state.json") if "state.json" in beside else None
+    listed = state.get("_data_files") if isinstance(state, dict) else None
+    if not isinstance(listed, list):
+        return None
+    files = {str(each.get("filename")) for each in listed if isinstance(each, dict)}
+    if missing := sorted(files - beside):
+        raise UsageError(f"{folder} was saved by datasets, but its file {missing[0]} is not there; save it again")
+    return files
+
+
+def _saved_splits(folder: Path, beside: set[str]) -> set[str]:
+    """The splits that `datasets` saved as sub-folders of a folder."""
+    saved = _json_of(folder / "dataset_dict.json") if "dataset_dict.json" in beside else None
+    listed = saved.get("splits") if isinstance(saved, dict) else None
+    return set(map(str, listed)) if isinstance(listed, list) else set()
+
+
+def _json_of(path: Path) -> object:
+    """The content of a small JSON file, None if it is not one."""
+    try:
+        return json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST_JSON else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+# Patterns
+
+
+def files_matching(base: Path, pattern: str, follow_links: bool) -> tuple[list[DataFile], Account]:
+    """Finds the data files that a pattern names, in order. A folder that it names stands for the files below.
+
+    A pattern that stays below its base must not lead out of it through links. A file that is named without wildcards is
+    data whatever it is called.
+
+    base: the folder that a relative pattern starts from.
+
+    Raises:
+        UsageError: nothing that can be read matches, or a link is broken or leads out of its place.
+    """
+    named = Path(os.path.normpath(base / Path(pattern).expanduser()))
+    fixed = Path(*_until_wildcard(named))
+    below_base = Path(os.path.abspath(fixed)).is_relative_to(os.path.abspath(base))  # noqa: PTH100 - links are not followed
+    root = base if below_base else fixed if fixed.is_dir() else fixed.parent
+    walk = _Walk(Places(root.resolve(), follow_links))
+    found: list[DataFile] = []
+    if "**" in named.parts and fixed.is_dir():
+        wild = named.relative_to(fixed).parts
+        found = [file for file in walk.below(fixed, ()) if _matches(file.path.relative_to(fixed).parts, wild)]
+        for paths in (walk.account.furniture, walk.account.unread):
+            paths[:] = [path for path in paths if _matches(path.relative_to(fixed).parts, wild)]
+    else:
+        matches = _glob(named, fixed)
+        beside = {path.name for path in matches}
+        for path in matches:
+            walk.places.check(path)
+            below = path.relative_to(fixed).parts
+            if path.is_dir():
+                found += walk.below(path, below)
+            elif file := walk.sort(path, below[:-1], beside, may_be_furniture=named != fixed):
+                found.append(file)
+    if not found:
+        raise UsageError(f"{pattern!r} matches no file that can be read; {READ}")
+    return found, walk.account
+
+
+def _glob(named: Path, fixed: Path) -> list[Path]:
+    """The paths that match a pattern without `**`, in order. fixed: its part before the first wildcard."""
+    if named == fixed:
+        return [named] if os.path.lexists(named) else []
+    pattern = str(named.relative_to(fixed))
+    return sorted(fixed / match for match in glob.glob(pattern, root_dir=fixed))  # noqa: PTH207 - this one hides dot files
+
+
+def _matches(parts: tuple[str, ...], wild: tuple[str, ...]) -> bool:
+    """Whether the parts of a path match those of a pattern, in which `**` stands for any number of folders."""
+
+    @cache
+    def matches(part: int, pattern: int) -> bool:
+        if pattern == len(wild):
+            return part == len(parts)
+        if wild[pattern] == "**":
+            return (
+                matches(part, pattern + 1)
+                or (part < len(parts) and matches(part + 1, pattern))
+                or pattern == len(wild) - 1
+            )
+        return part < len(parts) and fnmatchcase(parts[part], wild[pattern]) and matches(part + 1, pattern + 1)
+
+    return matches(0, 0)
+
+
+def _until_wildcard(path: Path) -> list[str]:
+    parts = []
+    for part in path.parts:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return parts
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What a file is, whatever its names are: links of both kinds lead to the same."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
