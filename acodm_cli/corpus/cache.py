@@ -20,7 +20,7 @@ from pathlib import Path
 
 import platformdirs
 
-from acodm_cli.writing import atomic_folder, cache_errors
+from acodm_cli.writing import atomic_folder, cache_errors, partials_of
 
 _WAIT_SECONDS = 0.05
 _LEFT_OVER = re.compile(r"\.(?P<name>.+)\.(acodm-.+|lock)")
@@ -52,7 +52,10 @@ def make_once(folder: Path, make: Callable[[Path], None], on_wait: Callable[[], 
         return
     with cache_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, on_wait):
+        with _locked(folder, on_wait) as waited:
+            if waited:
+                for partial in partials_of(folder):  # of a holder of the lock that was killed
+                    shutil.rmtree(partial, ignore_errors=True)
             if not folder.is_dir():
                 with atomic_folder(folder, existing="keep") as partial:
                     make(partial)
@@ -76,15 +79,16 @@ def remove_left_over(folders: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Waits for the lock of a folder, and holds it. Where the file system has no locks, nothing is waited for."""
+def _locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Holds the lock of a folder. Gives whether another process held it first. Where the file system has no locks, nothing
+    is waited for."""
     with _lock_of(folder, wait=False) as held:
         if held is not False:
-            yield
+            yield False
             return
     on_wait()
-    with _lock_of(folder, wait=True):
-        yield
+    with _lock_of(folder, wait=True) as held:
+        yield held is True
 
 
 @contextmanager

@@ -111,19 +111,27 @@ def files_below(root: Path, follow_links: bool) -> tuple[list[DataFile], Account
         UsageError: a link is broken or leads out of the folder, or a folder cannot be read.
     """
     walk = _Walk(Places(root.resolve(), follow_links))
-    return list(walk.below(root, ())), walk.account
+    return walk.below(root, ()), walk.account
 
 
 class _Walk:
-    """Walks through folders, and sorts what lies in them. Every folder is looked at once, however many links lead to it."""
+    """Walks through folders, and sorts what lies in them. Every folder is looked at once, however many links lead to it;
+    links are followed when all folders proper were seen, so that these keep their places."""
 
     def __init__(self, places: Places) -> None:
         self.places = places
         self.account = Account()
         self.seen: dict[tuple[int, int], Path] = {}
+        self.links: list[tuple[Path, tuple[str, ...]]] = []
 
-    def below(self, folder: Path, folders: tuple[str, ...]) -> Iterator[DataFile]:
-        """Yields the data files below a folder, in order of their paths. folders: the names of the folders down to it."""
+    def below(self, folder: Path, folders: tuple[str, ...]) -> list[DataFile]:
+        """Returns the data files below a folder, in order of their paths. folders: the names of the folders down to it."""
+        found = list(self._within(folder, folders))
+        while self.links:
+            found += self._within(*self.links.pop(0))
+        return sorted(found, key=lambda file: file.path)
+
+    def _within(self, folder: Path, folders: tuple[str, ...]) -> Iterator[DataFile]:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             first = self.seen.setdefault(identity(folder), folder)
@@ -145,7 +153,10 @@ class _Walk:
                     self.account.furniture += [inner for inner in path.rglob("*") if not inner.is_dir()]
                 else:
                     name = names.split_in(entry.name) if entry.name in splits else entry.name
-                    yield from self.below(path, (*folders, name))
+                    if entry.is_symlink():
+                        self.links.append((path, (*folders, name)))
+                    else:
+                        yield from self._within(path, (*folders, name))
             elif saved is not None and path.suffix == ".arrow" and entry.name not in saved:
                 self.account.furniture.append(path)
             elif (file := self.sort(path, folders, beside)) is not None:

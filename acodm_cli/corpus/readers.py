@@ -29,6 +29,9 @@ _ROWS = 1024
 _ROWS_BYTES = 1 << 28
 _PIECE = 1 << 16
 _EXAMPLES = 3
+# A file that holds so many times its own size in text is no ordinary archive; small files may.
+_MOST_EXPANSION = 500
+_EXPANSION_CHECKED = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,18 @@ def read_documents(
     Raises:
         UsageError: the file cannot be read, or a record is not valid; the message names the file and the line or row.
     """
-    bad = BadRecords() if bad is None else bad
+    most = max(_EXPANSION_CHECKED, _MOST_EXPANSION * path.stat().st_size)
+    characters = 0
+    for document in _documents(path, fields, on_bytes, BadRecords() if bad is None else bad):
+        characters += len(document.text)
+        if characters > most:
+            raise UsageError(
+                f"{path}: holds more than {_MOST_EXPANSION} times its size in text, as no ordinary archive does; remove it"
+            )
+        yield document
+
+
+def _documents(path: Path, fields: Fields, on_bytes: Callable[[int], None], bad: BadRecords) -> Iterator[Document]:
     suffix, compression = _suffixes(path)
     if suffix in TABLES:
         yield from _read_rows(path, TABLES[suffix], fields, on_bytes, bad)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,6 +40,8 @@ STORE_VERSION = 5
 MAX_DOMAINS = 10_000
 SPLITS = ("train", "validation")
 _ENCODE_CHARACTERS = 1 << 21
+_LONGEST_WORD = 1 << 12
+_WORD = re.compile(r"[^\s] (?=[^\W\d_])")
 # A hub stream ends when so many documents in a row belonged to domains whose budget is used up.
 _PATIENCE = 1_000_000
 
@@ -52,7 +55,7 @@ class Encoded(NamedTuple):
     An empty document has no ids."""
 
     domain: str
-    ids: list[int]
+    ids: NDArray[np.uint32]
     text_hash: int
     file: int
 
@@ -147,12 +150,31 @@ def encoded(documents: Iterator[tuple[Document, int]], tokenizer: Tokenizer) -> 
     documents: pairs of a document and the number of its file."""
     with _Prefetched(_in_batches(documents)) as batches:
         for batch in batches:
-            texts = [document.text for document, _, _ in batch]
-            encodings = tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
+            ids = _ids_of([document.text for document, _, _ in batch], tokenizer)
             yield [
-                Encoded(document.domain or "", encoding.ids, text_hash, number)
-                for (document, text_hash, number), encoding in zip(batch, encodings, strict=True)
+                Encoded(document.domain or "", ids_N, text_hash, number)
+                for (document, text_hash, number), ids_N in zip(batch, ids, strict=True)
             ]
+
+
+def _ids_of(texts: list[str], tokenizer: Tokenizer) -> list[NDArray[np.uint32]]:
+    """Tokenises texts. A long one is tokenised in pieces, because the tokenizer takes 140 bytes per character meanwhile."""
+    if len(texts) == 1 and len(texts[0]) > 2 * _ENCODE_CHARACTERS:
+        pieces = [_ids_of([piece], tokenizer)[0] for piece in _pieces(texts[0])]
+        return [np.concatenate(pieces)]
+    encodings = tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cuts a long text where tokens do not cross: before a space that begins a word."""
+    start = 0
+    while len(text) - start > 2 * _ENCODE_CHARACTERS:
+        spaces = _WORD.finditer(text, start + _ENCODE_CHARACTERS, start + _ENCODE_CHARACTERS + _LONGEST_WORD)
+        cut = next((found.start() + 1 for found in spaces), start + _ENCODE_CHARACTERS)
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
 
 
 def _in_batches(documents: Iterator[tuple[Document, int]]) -> Iterator[list[tuple[Document, int, int]]]:
@@ -163,6 +185,9 @@ def _in_batches(documents: Iterator[tuple[Document, int]]) -> Iterator[list[tupl
             document = replace(document, text="")
         batch.append((document, document_hash(document.text), number))
         characters += len(document.text)
+        if len(document.text) > 2 * _ENCODE_CHARACTERS and len(batch) > 1:  # a long one is a batch of its own
+            yield batch[:-1]
+            batch = batch[-1:]
         if characters >= _ENCODE_CHARACTERS or len(batch) >= 4096:
             yield batch
             batch, characters = [], 0
@@ -270,7 +295,7 @@ class _StoreWriter:
                 continue
             self.useless = 0
             domain.hold_out |= hold_out
-            if not document.ids:
+            if not len(document.ids):
                 domain.empty += 1
                 continue
             if split == "validation" and self._is_trained_on(domain, document.text_hash):
@@ -283,7 +308,7 @@ class _StoreWriter:
                 domain.files.add(document.file)
             domain.documents += 1
             domain.tokens[into] += length
-            parts.setdefault((domain, into), []).extend((np.array(document.ids, self.dtype), end))
+            parts.setdefault((domain, into), []).extend((document.ids.astype(self.dtype), end))
             parts.setdefault((domain, "documents"), []).append(
                 np.array([(document.text_hash, length, held_out)], DOCUMENT)
             )
