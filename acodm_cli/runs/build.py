@@ -147,7 +147,7 @@ def _check_data_given(settings: RunSettings, schedule: Schedule | None) -> None:
     if schedule is None or settings.data is not None:
         return
     names = [(settings.map or {}).get(name, name) for name in schedule.domains]
-    if not set(names) & set(EMBEDDED_DOMAINS):
+    if not set(names) <= set(EMBEDDED_DOMAINS):
         learned_on = schedule.run.corpus or "another corpus"
         raise ScheduleError(
             f"--data is not given, and the schedule was learned on {learned_on} with the domains {', '.join(names[:4])}"

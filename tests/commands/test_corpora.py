@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,27 @@ def test_domains_that_were_renamed_are_mapped(
     wrong = acodm(*command, "--map", "prosa=web", "--out", tmp_path / "no.parquet")
     assert wrong.code == 2
     assert "--map prosa=web: the schedule has arithmetic, code, prose, tables" in wrong.stderr
+
+
+def test_names_with_equals_signs_are_mapped(small: list[object], proxy: Path, tmp_path: Path, data: Path) -> None:
+    for name, target in (("arithmetic", "a=b"), ("code", "code"), ("prose", "a=c"), ("tables", "tables")):
+        shutil.copytree(data / name, tmp_path / "data" / target)
+    command = ["apply", "--schedule", proxy, "--model", "pythia-14m", "--steps", 2, *options(tmp_path / "data", small)]
+    outcome = acodm(*command, "--map", "arithmetic=a=b", "--map", "prose=a=c", "--out", tmp_path / "one.parquet")
+    assert outcome.code == 0, outcome.stderr
+    assert Schedule.read(tmp_path / "one.parquet").domains == ["a=b", "code", "a=c", "tables"]
+    command[2] = tmp_path / "one.parquet"
+    back = acodm(
+        *command, "--map", "a=b=arithmetic", "--map", "a=c=prose", *small[:2], "--out", tmp_path / "two.parquet"
+    )
+    assert back.code == 0, back.stderr
+    assert Schedule.read(tmp_path / "two.parquet").domains == ["arithmetic", "code", "prose", "tables"]
+
+
+def test_a_forgotten_corpus_is_named(proxy: Path, tmp_path: Path) -> None:
+    outcome = acodm("apply", "--schedule", proxy, "--model", "pythia-14m", "--out", tmp_path / "x.parquet")
+    assert outcome.code == 3
+    assert "--data is not given, and the schedule was learned on corpus with the domains arithmetic" in outcome.stderr
 
 
 def test_max_epochs_caps_what_is_drawn_and_the_record_says_so(small: list[object], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import shutil
 import signal
@@ -72,6 +74,37 @@ def test_apply_resumes_with_its_schedule(proxy: Path, small: list[object], tmp_p
 
 
 @pytest.mark.slow
+def test_resuming_from_another_folder_and_with_another_corpus(
+    data: Path, tokenizer_file: Path, cache: Path, proxy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Places are stored as absolute paths, and a change of the corpus is named by its domain."""
+    shutil.copytree(data, tmp_path / "here" / "corpus")
+    shutil.copy(tokenizer_file, tmp_path / "here" / "tokenizer.json")
+    shutil.copy(proxy, tmp_path / "here" / "proxy.parquet")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    corpus = ["--data", "corpus", "--tokenizer", "tokenizer.json"]
+    run = ["--seq-len", 32, "--batch", 8, "--validation-sequences", 4, "--device", "cpu", "--cache-dir", cache]
+    command = ["apply", "--schedule", "proxy.parquet", "--model", "pythia-14m", "--steps", 300, "--checkpoint-every", 5]
+    assert stop_at_step(6, signal.SIGTERM, *command, *corpus, *run, "--out", "x.parquet")[0] == 143
+    stored = json.loads((tmp_path / "here" / "x.run" / "run.json").read_text())["settings"]
+    assert stored["data"] == str(tmp_path / "here" / "corpus")
+    monkeypatch.chdir(tmp_path / "there")
+    out = tmp_path / "here" / "x.parquet"
+    path = tmp_path / "here" / "corpus" / "code" / "train.jsonl.gz"
+    whole = path.read_bytes()
+    path.write_bytes(gzip.compress(gzip.decompress(whole) + b'{"text": "one more"}\n'))
+    changed = acodm("apply", "--out", out, "--resume")
+    assert changed.code == 2
+    assert "domain code of the corpus has changed since the run of" in changed.stderr
+    path.write_bytes(whole)
+    elsewhere = acodm("apply", "--out", out, "--resume", "--data", tmp_path / "there")
+    assert "differs from the unfinished run's" in elsewhere.stderr
+    monkeypatch.chdir(tmp_path / "here")
+    resumed = acodm("apply", "--out", "x.parquet", "--resume", "--data", "corpus")
+    assert resumed.code == 0, resumed.stderr
+
+
 def test_killed_run_resumes_from_its_last_checkpoint(small: list[object], tmp_path: Path) -> None:
     """SIGKILL: nothing is saved at that moment, what was saved before is whole."""
     out = tmp_path / "a.parquet"
