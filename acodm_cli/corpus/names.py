@@ -49,17 +49,8 @@ _FURNITURE = (
 _FURNITURE_FOLDERS = ("__macosx", "__pycache__", "_temporary", "_delta_log", "lost+found")
 # Folders beside domains of records that are none if all they hold is text.
 _SIDE_FOLDERS = (
-    "assets",
-    "scripts",
-    "logs",
-    "images",
-    "figures",
-    "config",
-    "configs",
-    "tools",
-    "notebooks",
-    "metadata",
-)
+    "assets", "scripts", "logs", "images", "figures", "config", "configs", "tools", "notebooks", "metadata", "urls",
+)  # fmt: skip
 # Formats of text or tokens that acodm does not read. A folder with only such files is not passed over.
 _UNREAD_FORMATS = (
     ".csv", ".tsv", ".avro", ".orc", ".mds", ".tfrecord", ".tfrecords", ".h5", ".hdf5", ".pkl", ".pickle", ".npz", ".feather",

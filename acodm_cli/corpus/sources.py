@@ -244,6 +244,12 @@ def _instead(account: Account) -> str:
     return f", only files such as {likely[0].name}" if likely else ""
 
 
+def _shown(files: list[DataFile]) -> str:
+    """The first few of some files, with the folders that they lie in."""
+    shown = [str(Path(*file.folders[-2:], file.path.name)) for file in files]
+    return ", ".join(shown[:3]) + (f", … ({len(shown)} files)" if len(shown) > 3 else "")
+
+
 def _split(files: list[DataFile], named_by_domain: bool) -> tuple[list[DataFile], list[DataFile]]:
     """Returns (train, validation). Of several kinds of held-out files, the first is taken, and none is trained on."""
     words = [(file, file.held_out_word(named_by_domain)) for file in files]
@@ -270,19 +276,15 @@ def _of_domain(
     used = (held_out or more_held_out) if validation is None else validation
     files = [*in_folder, *named]
     taken = {file.path for file in (*train, *used)}
-    if passed_over := [file.path.name for file in files if file.path not in taken]:
-        shown = ", ".join(passed_over[:3]) + (", …" if len(passed_over) > 3 else "")
-        account.said.append(f"{domain}: {shown} held out too, but not validated on")
+    if passed_over := [file for file in files if file.path not in taken]:
+        account.said.append(f"{domain}: also held out, but not validated on: {_shown(passed_over)}")
     if not train:
-        shown = ", ".join(file.path.name for file in files[:3])
         raise UsageError(
-            f"domain {domain} has no training file in {where}: {shown} held out (validation or test) by name; rename what "
-            "should be trained on"
+            f"domain {domain} has no training file in {where}: {_shown(files)} held out (validation or test) by name; rename "
+            "what should be trained on"
         )
-    doubtful = [file.path.name for file in train if names.names_a_split(file.stem)]
-    if doubtful:
-        shown = ", ".join(doubtful[:3]) + (", …" if len(doubtful) > 3 else "")
-        account.said.append(f"{domain}: trained on although their names hold a word such as test: {shown}")
+    if doubtful := [file for file in train if names.names_a_split(file.stem)]:
+        account.said.append(f"{domain}: trained on although their names hold a word such as test: {_shown(doubtful)}")
     paths = [tuple(sorted(file.path for file in part)) for part in (train, used)]
     kinds = {file.kind == "tokens" for file in (*train, *used)}
     if kinds == {True, False}:
@@ -301,9 +303,8 @@ def _of_fields(files: list[DataFile], fields: Fields, account: Account, where: s
         held_out = f"; {validation[0].path.name} is held out by its name" if validation else ""
         raise UsageError(f"{where} has no file whose records could carry {fields.domain!r}{held_out}; {READ}")
     taken = {file.path for file in (*train, *validation)}
-    if passed_over := [str(file.path.name) for file in records if file.path not in taken]:
-        shown = ", ".join(passed_over[:3]) + (", …" if len(passed_over) > 3 else "")
-        account.said.append(f"{shown} held out too, but not validated on")
+    if passed_over := [file for file in records if file.path not in taken]:
+        account.said.append(f"also held out, but not validated on: {_shown(passed_over)}")
     return FileSource(
         None, tuple(sorted(file.path for file in train)), tuple(sorted(file.path for file in validation)), fields
     )

@@ -75,8 +75,8 @@ def print_corpus(console: Console, corpus: Corpus) -> None:
     if account.read:
         parts = [f"files: {account.read:,} read"]
         if account.furniture:
-            parts.append(f"{_named(account.furniture)} hold no data")
-        _line(console, ", ".join(parts), "dim")
+            parts.append(f"without data: {_named(account.furniture)}")
+        _line(console, "; ".join(parts), "dim")
     if account.unread:
         _line(console, f"warning: files not read: {_named(account.unread)}", "yellow")
     for said in account.said[:MOST_SAID]:

@@ -173,7 +173,7 @@ SPLITS = {
         trained=("Intrain",),
         held_out=("Invalidation",),
         neither=("Intest",),
-        said="chunk1.jsonl.zst held out too, but not validated on",
+        said="also held out, but not validated on: test/chunk1.jsonl.zst",
     ),
     "splits in domains": Case(
         both(splits_in_domains), trained=("Intraincode",), held_out=("Intestcode", "Intestweb"), said="test/0.jsonl"
