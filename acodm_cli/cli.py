@@ -96,6 +96,7 @@ def _settings(given: Given, command: Command, start: StartSettings) -> RunSettin
 
 
 def _resumed_settings(values: dict[str, Any], named: set[str], command: Command, out: Path) -> RunSettings | None:
+    from acodm_cli.mixing.catalog import mixer_class
     from acodm_cli.runs.folder import RunFolder
 
     folder = RunFolder(out)
@@ -107,10 +108,10 @@ def _resumed_settings(values: dict[str, Any], named: set[str], command: Command,
     if stored.command != command:
         raise UsageError(f"the unfinished run of {out} is of acodm {stored.command}; resume it with that command")
     given = [name for name in named if name in values]
-    options = set(stored.mixer_options or ())
-    asked = replace(stored, **{name: values[name] for name in given}).anchored(options)
+    mixer = MIXER_OF_MODE.get(stored.mode, stored.mixer) if command == "apply" else stored.mixer
+    asked = replace(stored, **{name: values[name] for name in given}).anchored(mixer_class(mixer).files)
     for name in given:
-        each, before, value = declared(RunSettings)[name], getattr(stored.anchored(options), name), getattr(asked, name)
+        each, before, value = declared(RunSettings)[name], getattr(stored, name), getattr(asked, name)
         if value != before and not each.changeable:
             raise UsageError(
                 f"{each.option} {as_given(value)} differs from the unfinished run's {as_given(before)}; leave it out, or start "

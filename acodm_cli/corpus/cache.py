@@ -96,7 +96,7 @@ def _lock_of(folder: Path, wait: bool) -> Iterator[bool | None]:
     """Takes the lock of a folder. Gives True, False if another process holds it, None if there are no locks here."""
     path = folder.parent / f".{folder.name}.lock"
     while True:
-        handle = os.open(path, os.O_CREAT | os.O_RDONLY, 0o666)
+        handle = _opened(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             held: bool | None = True
@@ -116,6 +116,14 @@ def _lock_of(folder: Path, wait: bool) -> Iterator[bool | None]:
         if held:
             path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    """Opens a lock file, which may be another user's. NFS locks files only that are open for writing."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)
 
 
 def _is_named(handle: int, path: Path) -> bool:

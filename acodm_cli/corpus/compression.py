@@ -9,7 +9,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Any
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -19,7 +19,7 @@ else:
 # A window of 2 GiB, which `zstd --long=31` writes, is the largest there is; xz dictionaries may be larger.
 _ZSTD_WINDOW_LOG = 31
 _XZ_MEMORY = 2 << 30
-_XZ_PIECE = 1 << 18
+_PIECE = 1 << 18
 
 # What the streams raise when an archive is damaged or ends early.
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstd.ZstdError)
@@ -39,19 +39,21 @@ def _zstd(raw: io.RawIOBase) -> IO[bytes]:
 
 
 def _bz2(raw: io.RawIOBase) -> IO[bytes]:
-    return io.BufferedReader(bz2.BZ2File(io.BufferedReader(raw)))
+    return io.BufferedReader(_Archives(raw, bz2.BZ2Decompressor))
 
 
 def _xz(raw: io.RawIOBase) -> IO[bytes]:
-    return io.BufferedReader(_XzReader(raw))
+    return io.BufferedReader(_Archives(raw, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY)))
 
 
-class _XzReader(io.RawIOBase):
-    """Reads .xz as `lzma.LZMAFile` does, but with a limit on memory, which that class does not take."""
+class _Archives(io.RawIOBase):
+    """Reads archives that follow each other. `bz2.BZ2File` passes over what it cannot read behind the first, and
+    `lzma.LZMAFile` takes no limit of memory."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
+    def __init__(self, raw: io.RawIOBase, decoder: Callable[[], Any]) -> None:
         self.raw = raw
-        self.decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+        self.new_decoder = decoder
+        self.decoder = decoder()
 
     def readable(self) -> bool:
         return True
@@ -62,16 +64,19 @@ class _XzReader(io.RawIOBase):
             if self.decoder.eof:  # another archive may follow, and zeros may stand between them
                 data = self.decoder.unused_data.lstrip(b"\0")
                 while not data:
-                    read = self.raw.read(_XZ_PIECE)
+                    read = self.raw.read(_PIECE)
                     if not read:
                         return 0
                     data = read.lstrip(b"\0")
-                self.decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+                self.decoder = self.new_decoder()
             elif self.decoder.needs_input:
-                data = self.raw.read(_XZ_PIECE) or b""
+                data = self.raw.read(_PIECE) or b""
                 if not data:
                     raise EOFError("the archive ends before its end marker")
-            found = self.decoder.decompress(data, len(buffer))
+            try:
+                found = self.decoder.decompress(data, len(buffer))
+            except OSError as error:  # what bz2 raises of damaged data
+                raise EOFError(str(error)) from None
             if found:
                 buffer[: len(found)] = found
                 return len(found)

@@ -84,7 +84,10 @@ class Corpus:
             ScheduleError: the domains of the schedule are not those of the corpus.
             UsageError: the mapping names a domain that does not exist, or sends two domains to the same one.
         """
-        mapping = dict(self._cut(old, new, names) for old, new in (mapping or {}).items())
+        pairs = [self._cut(old, new, names) for old, new in (mapping or {}).items()]
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
+            raise UsageError("--map names a domain of the schedule twice; map each once")
         wanted = [mapping.get(name, name) for name in names]
         if len(set(wanted)) < len(wanted):
             raise UsageError("--map sends two domains of the schedule to one of the corpus; map each to its own")
@@ -128,7 +131,8 @@ def open_corpus(
         AcodmError: the cache cannot be written.
     """
     cache = cache_folder(settings.cache_dir)
-    remove_left_over(cache / "tokens")
+    for folders in ("tokens", "embedded"):
+        remove_left_over(cache / folders)
     if settings.data is None:
         folder, own_tokenizer = embedded_corpus(cache, on_progress)
         plan = replace(plan_corpus(str(folder), PLAIN), name="embedded")
@@ -142,11 +146,13 @@ def open_corpus(
     domains: list[DomainStore] = []
     bad = 0
     examples: list[str] = []
+    blank: list[str] = []
     for source in plan.sources:
         opened = open_source(source, tokenizer, cache, on_progress, settings.skip_bad - bad, seq_len)
         domains += opened.domains
         bad += opened.bad
         examples += opened.examples
+        blank += opened.blank
         if bad > settings.skip_bad:  # stored by a run that left out more
             raise UsageError(
                 f"{bad} records cannot be used, such as {examples[0]}; leave them out with --skip-bad {bad}"
@@ -155,6 +161,8 @@ def open_corpus(
     warnings = [warning for domain in domains for warning in domain.provenance.warnings]
     if bad:
         warnings.append(f"{bad} records were left out: {'; '.join(examples[:3])}{'; …' if bad > 3 else ''}")
+    if blank:
+        warnings.append(f"domains left out, because none of their documents has text: {', '.join(blank[:5])}")
     return Corpus(plan.name, tokenizer, domains, plan.weights, plan.upsampling, plan.account, bad, warnings)
 
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acodm_cli.corpus.holding_out import DOCUMENT
-from acodm_cli.corpus.token_files import mapped
 from acodm_cli.corpus.token_store import DomainStore
 
 # Of more documents than this, those whose hash is below a bound stand for all; copies share a hash, so none are lost.
-_MOST_DOCUMENTS = 1 << 23
+_MOST_DOCUMENTS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class Duplicates:
 def count_duplicates(domains: Sequence[DomainStore]) -> Duplicates | None:
     """Counts the duplicates of a corpus; None if its documents are not known, as in files of tokens."""
     tables = [
-        (number, mapped(domain.provenance.table, DOCUMENT))
+        (number, domain.provenance.documents_N)
         for number, domain in enumerate(domains)
-        if domain.provenance.table is not None
+        if domain.provenance.documents_N is not None
     ]
     total = sum(len(table) for _, table in tables)
     if not total:
@@ -57,9 +55,6 @@ def count_duplicates(domains: Sequence[DomainStore]) -> Duplicates | None:
     hash_N = np.concatenate([table["hash"] for _, table in chosen])
     held_out_N = np.concatenate([table["held_out"] for _, table in chosen]).astype(bool)
     domain_N = np.concatenate([np.full(len(table), number) for number, table in chosen])
-    # A document is a group: its copies have neighbouring places in this order, those of one domain too.
-    order = np.lexsort((domain_N, hash_N))
-    hash_N, held_out_N, domain_N = hash_N[order], held_out_N[order], domain_N[order]
     real_N = hash_N != 0  # the ends of documents that were cut have no hash of their own
     _, group_N = np.unique(hash_N, return_inverse=True)
     trained_N = real_N & ~held_out_N

@@ -70,17 +70,21 @@ class DataFile:
 @dataclass
 class Account:
     """What became of every file. read: how many are read. furniture: files beside data that are no data, such as a README.
-    unread: all others. said: what the user should know about those that are read."""
+    unread: all others. again: folders that lead to one that was read, and that one. said: what the user should know about
+    those that are read."""
 
     read: int = 0
     furniture: list[Path] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
+    again: list[tuple[Path, Path]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
     def add(self, other: Account) -> None:
         """Adds what became of further files."""
+        self.read += other.read
         self.furniture += other.furniture
         self.unread += other.unread
+        self.again += other.again
         self.said += other.said
 
 
@@ -137,9 +141,12 @@ class _Walk:
             first = self.seen.setdefault(identity(folder), folder)
         except OSError as error:
             raise UsageError(f"{folder} cannot be read ({in_short(error)})") from None
-        if first is not folder or len(folders) > _DEEPEST:
+        if first is not folder:
+            self.account.again.append((folder, first))
             self.account.said.append(f"{folder} is {first} again, and is read once")
             return
+        if len(folders) > _DEEPEST:
+            raise UsageError(f"{folder} lies more than {_DEEPEST} folders deep; move it up")
         beside = {entry.name for entry in entries}
         saved, splits = _saved_files(folder, beside), _saved_splits(folder, beside)
         for entry in entries:
@@ -238,38 +245,44 @@ def files_matching(base: Path, pattern: str, follow_links: bool) -> tuple[list[D
     Raises:
         UsageError: nothing that can be read matches, or a link is broken or leads out of its place.
     """
-    named = Path(os.path.normpath(base / Path(pattern).expanduser()))
-    fixed = Path(*_until_wildcard(named))
-    below_base = Path(os.path.abspath(fixed)).is_relative_to(os.path.abspath(base))  # noqa: PTH100 - links are not followed
-    root = base if below_base else fixed if fixed.is_dir() else fixed.parent
+    path = Path(pattern).expanduser()
+    absolute = path.is_absolute()
+    if absolute:
+        base, path = Path(path.anchor), path.relative_to(path.anchor)
+    literal = os.path.lexists(base / path)  # also of a name that holds wildcards
+    parts = list(path.parts)
+    known = len(parts) if literal else next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    fixed, wild = base.joinpath(*parts[:known]), tuple(parts[known:])
+    inside = Path(os.path.abspath(fixed)).is_relative_to(os.path.abspath(base))  # noqa: PTH100 - links are not followed
+    root = base if inside and not absolute else fixed if fixed.is_dir() else fixed.parent
     walk = _Walk(Places(root.resolve(), follow_links))
+    if os.path.lexists(fixed):
+        walk.places.check(fixed)
     found: list[DataFile] = []
-    if "**" in named.parts and fixed.is_dir():
-        wild = named.relative_to(fixed).parts
+    if "**" in wild and fixed.is_dir():
         found = [file for file in walk.below(fixed, ()) if _matches(file.path.relative_to(fixed).parts, wild)]
         for paths in (walk.account.furniture, walk.account.unread):
             paths[:] = [path for path in paths if _matches(path.relative_to(fixed).parts, wild)]
     else:
-        matches = _glob(named, fixed)
+        matches = _glob(fixed, wild)
         beside = {path.name for path in matches}
         for path in matches:
             walk.places.check(path)
             below = path.relative_to(fixed).parts
             if path.is_dir():
                 found += walk.below(path, below)
-            elif file := walk.sort(path, below[:-1], beside, may_be_furniture=named != fixed):
+            elif file := walk.sort(path, below[:-1], beside, may_be_furniture=bool(wild)):
                 found.append(file)
     if not found:
         raise UsageError(f"{pattern!r} matches no file that can be read; {READ}")
     return found, walk.account
 
 
-def _glob(named: Path, fixed: Path) -> list[Path]:
-    """The paths that match a pattern without `**`, in order. fixed: its part before the first wildcard."""
-    if named == fixed:
-        return [named] if os.path.lexists(named) else []
-    pattern = str(named.relative_to(fixed))
-    return sorted(fixed / match for match in glob.glob(pattern, root_dir=fixed))  # noqa: PTH207 - this one hides dot files
+def _glob(fixed: Path, wild: tuple[str, ...]) -> list[Path]:
+    """The paths that match a pattern without `**`, in order. fixed, wild: its parts before the first wildcard and from it on."""
+    if not wild:
+        return [fixed] if os.path.lexists(fixed) else []
+    return sorted(fixed / match for match in glob.glob(os.path.join(*wild), root_dir=fixed))  # noqa: PTH118, PTH207 - this one hides dot files
 
 
 def _matches(parts: tuple[str, ...], wild: tuple[str, ...]) -> bool:
@@ -288,15 +301,6 @@ def _matches(parts: tuple[str, ...], wild: tuple[str, ...]) -> bool:
         return part < len(parts) and fnmatchcase(parts[part], wild[pattern]) and matches(part + 1, pattern + 1)
 
     return matches(0, 0)
-
-
-def _until_wildcard(path: Path) -> list[str]:
-    parts = []
-    for part in path.parts:
-        if glob.has_magic(part):
-            break
-        parts.append(part)
-    return parts
 
 
 def identity(path: Path) -> tuple[int, int]:

@@ -1,12 +1,14 @@
 """Decides which documents are held out for validation, where the data have no validation split of their own.
 
 A document is held out if a hash of its text is among the smallest twentieth of all hashes. So the choice does not depend
-on the order of documents, on other documents, or on chance, and copies of a document are never on both sides.
+on the order of documents, on other documents, or on chance, and copies of a document are never on both sides. Only where
+that gives too little or too much, because documents are few or long, is the whole domain looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +16,14 @@ from numpy.typing import NDArray
 
 HOLD_OUT_EVERY = 20
 _HELD_OUT_BELOW = (1 << 64) // HOLD_OUT_EVERY
-# What is kept of each document: its hash, its length with its end in tokens, and whether it is held out.
+# What is kept of each document: its hash, its length with its end in tokens, and whether it is held out. The end of a
+# document that was cut is a document of its own, whose hash is 0.
 DOCUMENT = np.dtype([("hash", "<u8"), ("length", "<u4"), ("held_out", "u1")])
 
 
 def document_hash(text: str) -> int:
-    """A hash of a document's text. 64 bits: of a billion documents, about 0.03 pairs share one by chance."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    """A hash of a document's text, from 1. 64 bits: of a billion documents, about 0.03 pairs share one by chance."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") or 1
 
 
 def is_held_out(hash_of_text: int) -> bool:
@@ -28,78 +31,91 @@ def is_held_out(hash_of_text: int) -> bool:
     return hash_of_text < _HELD_OUT_BELOW
 
 
-def wanted_tokens(total: int, least: int = 0) -> int:
-    """How many tokens to hold out. least: the tokens of one sequence, which are held out if there are three of them."""
-    wanted = total // HOLD_OUT_EVERY
-    return max(wanted, least) if total >= 3 * least else wanted
+@dataclass(frozen=True)
+class Wanted:
+    """How many tokens to hold out. aim: the number to come near to. least: the number that must be reached."""
+
+    aim: int
+    least: int
+
+    def is_met(self, held_out: int) -> bool:
+        """Whether about as many tokens are held out as should be."""
+        return self.least <= held_out <= max(2 * self.aim, 1)
 
 
-def suffices(held_out: int, total: int, least: int = 0) -> bool:
-    """Whether the tokens that are held out by hash alone are about as many as they should be."""
-    wanted = wanted_tokens(total, least)
-    return max(wanted // 2, least if total >= 3 * least else 0) <= held_out <= max(2 * wanted, 1)
+def wanted_of(total: int, sequence: int = 0) -> Wanted:
+    """What to hold out of so many tokens. sequence: the tokens of one sequence, which are held out if there are three."""
+    aim = total // HOLD_OUT_EVERY
+    if 0 < sequence <= total // 3:
+        return Wanted(max(aim, sequence), max(aim // 2, sequence))
+    return Wanted(aim, aim // 2)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which documents are held out. held_out_N: whether a document is, whole. cut: the document of which the last
-    cut_tokens are held out too, None if no document is cut."""
+class Piece:
+    """Tokens [start, stop) of one side, and the side that they go to. True is the side that is held out."""
 
-    held_out_N: NDArray[np.bool_]
-    cut: int | None
-    cut_tokens: int
-
-
-def choose(documents_N: NDArray, wanted: int) -> Choice:
-    """Chooses documents of few or long ones, in the order of their hashes, until enough tokens are held out.
-
-    Documents that would hold out more than twice of what is wanted are passed over. If the others do not suffice, the end
-    of the longest document that has no copy is held out.
-
-    documents_N: as DOCUMENT. wanted: tokens.
-    """
-    hashes, group_N, copies = np.unique(documents_N["hash"], return_inverse=True, return_counts=True)
-    lengths = np.bincount(group_N, documents_N["length"].astype(np.float64)).astype(np.int64)
-    taken, held_out = np.zeros(len(hashes), bool), 0
-    for group, length in enumerate(lengths.tolist()):
-        if held_out >= wanted:
-            break
-        if held_out + length <= 2 * wanted:
-            taken[group], held_out = True, held_out + length
-    held_out_N = taken[group_N]
-    if held_out >= max(wanted - wanted // 2, 1):
-        return Choice(held_out_N, None, 0)
-    single_N = (copies[group_N] == 1) & ~held_out_N
-    candidates = np.flatnonzero(single_N if single_N.any() else ~held_out_N)
-    cut = int(candidates[documents_N["length"][candidates].argmax()])
-    tokens = min(wanted - held_out, int(documents_N["length"][cut]) // 2)
-    return Choice(held_out_N, cut if tokens else None, tokens)
+    was_held_out: bool
+    start: int
+    stop: int
+    held_out: bool
 
 
-def split_again(
-    train: NDArray[np.integer], validation: NDArray[np.integer], documents_N: NDArray, wanted: int
-) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray]:
-    """Splits a domain anew, so that about `wanted` tokens are held out.
+def split_again(documents_N: NDArray, wanted: Wanted) -> tuple[NDArray, Iterator[Piece]]:
+    """Splits a domain anew, by whole documents if possible.
 
-    train, validation: the tokens of its documents as they are split now, each in the order of documents_N.
+    Documents are held out in the order of their hashes, but for those that would hold out more than twice of what is wanted.
+    If the others do not suffice, the ends of the longest are held out; copies are cut alike, so that no text is on both
+    sides.
+
+    documents_N: as DOCUMENT, in the order in which each side has them.
 
     Returns:
-        train, validation and documents_N as they are split then.
+        documents_N as it is then, and the pieces of the tokens, in order.
     """
-    choice = choose(documents_N, wanted)
-    pieces: dict[bool, list[NDArray[np.integer]]] = {False: [], True: []}
-    documents: list[tuple[int, int, bool]] = []
+    hashes, group_N, copies = np.unique(documents_N["hash"], return_inverse=True, return_counts=True)
+    totals = np.bincount(group_N, documents_N["length"].astype(np.float64)).astype(np.int64)
+    held_out, taken = 0, np.zeros(len(hashes), bool)
+    for group, length in enumerate(totals.tolist()):
+        if held_out >= wanted.aim:
+            break
+        if held_out + length <= 2 * wanted.aim:
+            taken[group], held_out = True, held_out + length
+    cut = np.zeros(len(hashes), np.int64)  # tokens at the end of each copy
+    for group in np.lexsort((hashes, -totals)).tolist():
+        if held_out >= max(wanted.least, 1):
+            break
+        if not taken[group] and hashes[group]:
+            each = int(totals[group] // copies[group])
+            cut[group] = min(-(-(wanted.aim - held_out) // int(copies[group])), each // 2)
+            held_out += int(cut[group] * copies[group])
+    return _moved(documents_N, taken[group_N], cut[group_N])
+
+
+def _moved(
+    documents_N: NDArray, held_out_N: NDArray[np.bool_], cut_N: NDArray[np.int64]
+) -> tuple[NDArray, Iterator[Piece]]:
+    """Returns the documents and pieces if some documents are held out, and the last cut_N tokens of others."""
+    was_N = documents_N["held_out"].astype(bool)
+    # The end of a document that is cut follows it as a document of its own.
+    ends = np.flatnonzero(cut_N)
+    after_M = np.insert(documents_N, ends + 1, documents_N[ends])
+    is_end_M = np.insert(np.zeros(len(documents_N), bool), ends + 1, True)
+    is_end = np.flatnonzero(is_end_M)
+    after_M["length"][is_end] = cut_N[ends]
+    after_M["length"][is_end - 1] -= cut_N[ends].astype("<u4")
+    after_M["hash"][is_end] = 0
+    after_M["held_out"] = np.insert(held_out_N, ends + 1, True)
+    return after_M, _pieces(
+        after_M["length"].astype(np.int64), np.insert(was_N, ends + 1, was_N[ends]), after_M["held_out"] > 0
+    )
+
+
+def _pieces(length_M: NDArray[np.int64], was_M: NDArray[np.bool_], now_M: NDArray[np.bool_]) -> Iterator[Piece]:
+    """Yields documents that come from one side and go to one side, as few pieces."""
     at = {False: 0, True: 0}
-    for number, (text_hash, length, was_held_out) in enumerate(documents_N.tolist()):
-        source, start = (validation if was_held_out else train), at[bool(was_held_out)]
-        at[bool(was_held_out)] += length
-        end = start + length
-        if number == choice.cut:  # the end becomes a document of its own, with a hash by which it stays held out
-            end -= choice.cut_tokens
-            pieces[True].append(source[end : end + choice.cut_tokens])
-            documents.append((0, choice.cut_tokens, True))
-        held_out = bool(choice.held_out_N[number])
-        pieces[held_out].append(source[start:end])
-        documents.append((text_hash, end - start, held_out))
-    none = np.zeros(0, train.dtype)
-    return np.concatenate([none, *pieces[False]]), np.concatenate([none, *pieces[True]]), np.array(documents, DOCUMENT)
+    borders = np.flatnonzero((np.diff(was_M) != 0) | (np.diff(now_M) != 0)) + 1
+    for first, last in zip([0, *borders.tolist()], [*borders.tolist(), len(length_M)], strict=True):
+        was, size = bool(was_M[first]), int(length_M[first:last].sum())
+        yield Piece(was, at[was], at[was] + size, bool(now_M[first]))
+        at[was] += size

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from acodm_cli.corpus.names import HELD_OUT_WORDS
-from acodm_cli.corpus.readers import BadRecord, BadRecords, Document, document_of, documents_of, parquet_batches
+from acodm_cli.corpus.readers import Item, item_of, items_of, parquet_batches
 from acodm_cli.corpus.sources import HubSource
 from acodm_cli.errors import AcodmError, UsageError
 from acodm_cli.writing import atomic_file, cache_errors, in_short
@@ -111,33 +111,24 @@ class HubDocuments:
                         f"dataset {source.dataset}: its {split} split names {file}, outside of the dataset"
                     )
 
-    def read(self, split: str, bad: BadRecords) -> Iterator[Document]:
-        """Yields the documents of a split. bad: counts the records that cannot be used.
-
-        Raises:
-            UsageError: the stream breaks, or too many records cannot be used.
-        """
+    def read(self, split: str) -> Iterator[Item]:
+        """Yields the documents of a split, and the records that cannot be used. Raises UsageError if the stream breaks."""
         source = self.source
         where = f"dataset {source.dataset}, {split}"
         files = (self.builder.config.data_files or {}).get(split)
         try:
             if self.builder.name == "parquet" and files:
-                yield from self._of_parquet(files, where, bad)
+                yield from self._of_parquet(files, where)
                 return
             labels = self._labels()
             for row, record in enumerate(self.builder.as_streaming_dataset(split=split)):
-                try:
-                    document = document_of(record, source.fields, labels)
-                except BadRecord as error:
-                    bad.add(f"{where} row {row}", error)
-                else:
-                    yield document
+                yield item_of(record, source.fields, f"{where} row {row}", labels)
         except (AcodmError, GeneratorExit):
             raise
         except Exception as error:  # the network, file systems and readers of `datasets` raise errors of many kinds
             raise UsageError(_reason(source, error)) from None
 
-    def _of_parquet(self, files: Iterable[str], where: str, bad: BadRecords) -> Iterator[Document]:
+    def _of_parquet(self, files: Iterable[str], where: str) -> Iterator[Item]:
         """Reads the files that `datasets` found with our own reader: Arrow's dataset scanner, which `datasets` uses, reads
         ahead without bounds when rows are taken slowly."""
         import fsspec
@@ -146,7 +137,7 @@ class HubDocuments:
         for file in files:
             with fsspec.open(file, "rb") as stream:
                 for batch, _ in parquet_batches(stream, f"dataset {self.source.dataset}", self.source.fields):
-                    yield from documents_of(batch, self.source.fields, where, row, bad)
+                    yield from items_of(batch, self.source.fields, where, row)
                     row += len(batch)
 
     def _labels(self) -> list[str] | None:

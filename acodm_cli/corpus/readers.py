@@ -55,11 +55,22 @@ class Document:
 
 
 class BadRecord(Exception):
-    """A record cannot be used. The message says why; remedy: what its owner can do about it."""
+    """A record cannot be used. The message says why; remedy: what its owner can do about it. where: its place, once it is
+    known."""
 
     def __init__(self, reason: str, remedy: str = "repair or remove the record") -> None:
         super().__init__(reason)
         self.remedy = remedy
+        self.where = ""
+
+    def at(self, where: str) -> BadRecord:
+        """Returns the same with its place."""
+        self.where = where
+        return self
+
+
+# What a file is read as: readers yield bad records in their places, and whoever takes them decides.
+Item = Document | BadRecord
 
 
 @dataclass
@@ -71,15 +82,15 @@ class BadRecords:
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def add(self, where: str, error: BadRecord) -> None:
+    def add(self, record: BadRecord) -> None:
         """Counts a record that is left out. Raises UsageError if that is one too many."""
         self.count += 1
         if len(self.examples) < _EXAMPLES:
-            self.examples.append(f"{where}: {error}")
+            self.examples.append(f"{record.where}: {record}")
         if self.count > self.limit:
             already = f" ({self.limit} such records were left out before)" if self.limit else ""
             raise UsageError(
-                f"{where}: {error}{already}; {error.remedy}, or leave out at most N such records with --skip-bad N"
+                f"{record.where}: {record}{already}; {record.remedy}, or leave out at most N such records with --skip-bad N"
             )
 
 
@@ -154,39 +165,57 @@ def _field(record: Any, name: str) -> Any:
     return record
 
 
-def read_documents(
-    path: Path,
-    fields: Fields = PLAIN,
-    on_bytes: Callable[[int], None] = lambda count: None,
-    bad: BadRecords | None = None,
-) -> Iterator[Document]:
+def read_documents(path: Path, fields: Fields = PLAIN) -> Iterator[Document]:
     """Yields the documents of one file, in order.
-
-    on_bytes: told how many bytes were read since its last call. bad: counts the records that cannot be used; None if
-    the first one is an error.
 
     Raises:
         UsageError: the file cannot be read, or a record is not valid; the message names the file and the line or row.
     """
-    most = max(_EXPANSION_CHECKED, _MOST_EXPANSION * path.stat().st_size)
+    bad = BadRecords()
+    for item in read_items(path, fields):
+        if isinstance(item, Document):
+            yield item
+        else:
+            bad.add(item)
+
+
+def read_items(path: Path, fields: Fields, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Item]:
+    """Yields the documents of one file, and the records that cannot be used, in order.
+
+    on_bytes: told how many bytes were read since its last call.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    most = max(_EXPANSION_CHECKED, _MOST_EXPANSION * size_of(path))
     characters = 0
-    for document in _documents(path, fields, on_bytes, BadRecords() if bad is None else bad):
-        characters += len(document.text)
+    for item in _items(path, fields, on_bytes):
+        characters += len(item.text) if isinstance(item, Document) else 0
         if characters > most:
             raise UsageError(
                 f"{path}: holds more than {_MOST_EXPANSION} times its size in text, as no ordinary archive does; remove it"
             )
-        yield document
+        yield item
 
 
-def _documents(path: Path, fields: Fields, on_bytes: Callable[[int], None], bad: BadRecords) -> Iterator[Document]:
-    suffix, compression = _suffixes(path)
+def size_of(path: Path) -> int:
+    """The size of a file in bytes. Raises UsageError if it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({in_short(error)})") from None
+
+
+def _items(path: Path, fields: Fields, on_bytes: Callable[[int], None]) -> Iterator[Item]:
+    suffix, compression = suffixes(path)
     if suffix in TABLES:
-        yield from _read_rows(path, TABLES[suffix], fields, on_bytes, bad)
+        yield from _read_rows(path, TABLES[suffix], fields, on_bytes)
         return
     try:
+        if compression and not path.stat().st_size:
+            raise EOFError("the file is empty")
         with path.open("rb") as file, COMPRESSIONS[compression](_Counted(file, on_bytes)) as stream:
-            yield from STREAMS[suffix](path, _without_mark(path, stream), fields, bad)
+            yield from STREAMS[suffix](path, _without_mark(path, stream), fields)
     except DAMAGED as error:
         raise UsageError(
             f"{path}: damaged or truncated archive ({in_short(error)}); compress or fetch it again"
@@ -223,7 +252,7 @@ def _without_mark(path: Path, stream: IO[bytes]) -> IO[bytes]:
     return stream
 
 
-def _read_text(path: Path, stream: IO[bytes], fields: Fields, bad: BadRecords) -> Iterator[Document]:
+def _read_text(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[Item]:
     """Yields the whole file as one document."""
     if fields.domain is not None:
         raise UsageError(f"{path}: a text file has no field {fields.domain!r}; use .jsonl or .parquet")
@@ -236,19 +265,21 @@ def _read_text(path: Path, stream: IO[bytes], fields: Fields, bad: BadRecords) -
             )
         yield Document(_decode(data), None)
     except BadRecord as error:
-        bad.add(str(path), error)
+        yield error.at(str(path))
 
 
-def _read_json(path: Path, stream: IO[bytes], fields: Fields, bad: BadRecords) -> Iterator[Document]:
+def _read_json(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[Item]:
     """Yields the documents of JSON lines. One array of records, and records that are indented, are read too."""
-    begun = False
-    for number, line in _lines(stream):
+    blank, start = _blank_lines(stream)
+    if start == b"[":  # in one line, perhaps, that is longer than any record
+        yield from _read_spread_json(path, b"", stream, fields)
+        return
+    for number, line in _lines(stream, blank + 1):
         if line is not None and not line.strip():
             continue
-        if not begun and line is not None and (line.lstrip()[:1] == b"[" or line.strip() == b"{"):
-            yield from _read_spread_json(path, line, stream, fields, bad)
+        if number == blank + 1 and line is not None and line.strip() == b"{":
+            yield from _read_spread_json(path, line, stream, fields)
             return
-        begun = True
         try:
             if line is None:
                 raise BadRecord(f"a line of more than {MAX_RECORD_BYTES >> 20} MiB", "split or remove it")
@@ -258,29 +289,37 @@ def _read_json(path: Path, stream: IO[bytes], fields: Fields, bad: BadRecords) -
                 raise BadRecord(f"not valid JSON ({error})", "repair or remove the line") from None
             except RecursionError:
                 raise BadRecord("JSON is nested too deeply", "repair or remove the line") from None
-            document = document_of(record, fields)
+            yield document_of(record, fields)
         except BadRecord as error:
-            bad.add(f"{path}:{number}", error)
-        else:
-            yield document
+            yield error.at(f"{path}:{number}")
 
 
-def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Yields the lines with their numbers, from 1; None for one that is too long."""
-    number = 0
+def _blank_lines(stream: IO[bytes]) -> tuple[int, bytes]:
+    """Passes over white space at the beginning. Returns how many lines that were, and the first other byte."""
+    assert isinstance(stream, io.BufferedReader)
+    lines = 0
+    while head := stream.peek(1):
+        rest = head.lstrip()
+        lines += head[: len(head) - len(rest)].count(b"\n")
+        stream.read(len(head) - len(rest))
+        if rest:
+            return lines, rest[:1]
+    return lines, b""
+
+
+def _lines(stream: IO[bytes], number: int) -> Iterator[tuple[int, bytes | None]]:
+    """Yields the lines with their numbers; None for one that is too long. number: the first one's."""
     while line := stream.readline(MAX_RECORD_BYTES + 1):
-        number += 1
         if len(line) > MAX_RECORD_BYTES:
             while line and not line.endswith(b"\n"):
                 line = stream.readline(_PIECE)
             yield number, None
         else:
             yield number, line
+        number += 1
 
 
-def _read_spread_json(
-    path: Path, start: bytes, stream: IO[bytes], fields: Fields, bad: BadRecords
-) -> Iterator[Document]:
+def _read_spread_json(path: Path, start: bytes, stream: IO[bytes], fields: Fields) -> Iterator[Item]:
     """Yields the documents of an array, or of records that take several lines. start: the line already read."""
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
     number, position, wanted, ended, in_array = 1, 0, _PIECE, False, False
@@ -305,12 +344,7 @@ def _read_spread_json(
                 text, position, ended, wanted = text[position:] + utf8.decode(more), 0, not more, 2 * wanted
                 continue
             number, wanted = number + 1, _PIECE
-            try:
-                document = document_of(record, fields)
-            except BadRecord as error:
-                bad.add(where, error)
-            else:
-                yield document
+            yield item_of(record, fields, where)
     except RecursionError:
         raise UsageError(f"{path}: record {number}: JSON is nested too deeply; repair or remove it") from None
     except UnicodeDecodeError:
@@ -323,34 +357,31 @@ Batches = Iterator[tuple[pa.RecordBatch, float]]
 
 
 def _read_rows(
-    path: Path,
-    batches: Callable[[Path, Fields], Batches],
-    fields: Fields,
-    on_bytes: Callable[[int], None],
-    bad: BadRecords,
-) -> Iterator[Document]:
-    size, row = path.stat().st_size, 0
+    path: Path, batches: Callable[[Path, Fields], Batches], fields: Fields, on_bytes: Callable[[int], None]
+) -> Iterator[Item]:
+    size, row = size_of(path), 0
     try:
         for batch, share in batches(path, fields):
-            yield from documents_of(batch, fields, f"{path}:", row, bad)
+            yield from items_of(batch, fields, f"{path}:", row)
             row += len(batch)
             on_bytes(round(size * share))
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path}: not a readable {path.suffix[1:]} file ({in_short(error)})") from None
 
 
-def documents_of(
-    batch: pa.RecordBatch, fields: Fields, where: str, first_row: int, bad: BadRecords
-) -> Iterator[Document]:
+def items_of(batch: pa.RecordBatch, fields: Fields, where: str, first_row: int) -> Iterator[Item]:
     """Yields the documents of some rows. where, first_row: the name of their source and the first one's number in it."""
     labels = _labels(batch.schema, fields)
     for row, record in enumerate(batch.to_pylist(), first_row):
-        try:
-            document = document_of(record, fields, labels)
-        except BadRecord as error:
-            bad.add(f"{where} row {row}", error)
-        else:
-            yield document
+        yield item_of(record, fields, f"{where} row {row}", labels)
+
+
+def item_of(record: Any, fields: Fields, where: str, labels: list[str] | None = None) -> Item:
+    """Returns the document in a record, or the record as a bad one. where: its place."""
+    try:
+        return document_of(record, fields, labels)
+    except BadRecord as error:
+        return error.at(where)
 
 
 def _labels(schema: pa.Schema, fields: Fields) -> list[str] | None:
@@ -447,7 +478,7 @@ def _decode(data: bytes) -> str:
 
 
 # Readers by the ending of a file's name; a new format is a new line. These read a stream of bytes, compressed or not:
-STREAMS: dict[str, Callable[[Path, IO[bytes], Fields, BadRecords], Iterator[Document]]] = {
+STREAMS: dict[str, Callable[[Path, IO[bytes], Fields], Iterator[Item]]] = {
     ".jsonl": _read_json,
     ".json": _read_json,
     ".ndjson": _read_json,
@@ -461,7 +492,7 @@ TABLES: dict[str, Callable[[Path, Fields], Batches]] = {
 }
 
 
-def _suffixes(path: Path) -> tuple[str, str]:
+def suffixes(path: Path) -> tuple[str, str]:
     """Returns (ending of the format, ending of the compression or empty), in lower case."""
     *_, before, last = ("", "", *(suffix.lower() for suffix in path.suffixes))
     return (before, last) if last in COMPRESSIONS and last else (last, "")
@@ -469,10 +500,10 @@ def _suffixes(path: Path) -> tuple[str, str]:
 
 def is_read(path: Path) -> bool:
     """Whether acodm reads a file of this name."""
-    suffix, compression = _suffixes(path)
+    suffix, compression = suffixes(path)
     return suffix in STREAMS or (suffix in TABLES and not compression)
 
 
 def is_text(path: Path) -> bool:
     """Whether a file of this name is one document."""
-    return STREAMS.get(_suffixes(path)[0]) is _read_text
+    return STREAMS.get(suffixes(path)[0]) is _read_text

@@ -42,8 +42,8 @@ def apportion(owed_K: NDArray[np.float64], total: int) -> Counts:
     over stays owed. So realised counts follow the cumulative expectation, and a domain with a share of less than one
     sequence per step is drawn every few steps instead of never.
 
-    Bounds: no domain is ever ahead by 1 or more. With constant weights, none is behind by much more than 1: the most that a
-    search has found is 1.015. Under weights that change against a domain at every step, serving the largest debt first keeps each debt below 1 + ln K
+    Bounds: no domain is ever ahead by 1 or more. With constant weights, none is behind by much more than 1: the most that
+    searches have found is 1.36. Under weights that change against a domain at every step, serving the largest debt first keeps each debt below 1 + ln K
     (the cup game; Adler et al. 2003, "A proportionate fair scheduling rule with good worst-case performance").
     """
     counts_K = np.maximum(np.floor(owed_K), 0).astype(np.int64)

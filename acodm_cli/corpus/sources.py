@@ -89,7 +89,11 @@ def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None, fol
     Raises:
         UsageError: the data has none of the forms above, or nothing in it can be read.
     """
-    path = Path(data).expanduser()
+    try:
+        path = Path(data).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name that no file can have, or an unknown user's home
+        raise UsageError(f"--data {in_short(ValueError(data), 80)}: {in_short(error)}") from None
     if path.is_dir():
         return _checked(_of_folder(path, fields, follow_links))
     if path.suffix == ".toml":
@@ -157,6 +161,9 @@ def _of_folder(folder: Path, fields: Fields, follow_links: bool) -> CorpusPlan:
         return CorpusPlan(name, [_of_fields(found, fields, account, where)], account=account)
     if not found:
         raise UsageError(f"{where} has nothing to read in it or in its sub-folders{_instead(account)}; {READ}")
+    for again, first in account.again:
+        if again.parent == folder:
+            raise UsageError(f"{again} and {first} are the same folder, which would be two domains; remove the link")
     in_folders: dict[str, list[DataFile]] = defaultdict(list)
     at_top: list[DataFile] = []
     for file in found:

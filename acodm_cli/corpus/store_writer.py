@@ -27,12 +27,11 @@ from acodm_cli.corpus.holding_out import (
     document_hash,
     is_held_out,
     split_again,
-    suffices,
-    wanted_tokens,
+    wanted_of,
 )
-from acodm_cli.corpus.readers import BadRecords, Document, read_documents
+from acodm_cli.corpus.readers import BadRecord, BadRecords, Document, Item, read_items, size_of
 from acodm_cli.corpus.sources import FileSource, HubSource
-from acodm_cli.corpus.token_files import TokenFile, content_key
+from acodm_cli.corpus.token_files import TokenFile, content_key, mapped
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import UsageError
 
@@ -41,6 +40,7 @@ MAX_DOMAINS = 10_000
 SPLITS = ("train", "validation")
 _ENCODE_CHARACTERS = 1 << 21
 _LONGEST_WORD = 1 << 12
+_NO_IDS = np.zeros(0, np.uint32)
 _WORD = re.compile(r"[^\s] (?=[^\W\d_])")
 # A hub stream ends when so many documents in a row belonged to domains whose budget is used up.
 _PATIENCE = 1_000_000
@@ -51,13 +51,16 @@ OnProgress = Callable[[str, int, int], None]
 
 
 class Encoded(NamedTuple):
-    """One tokenised document. domain: empty if it was not asked for. text_hash: of its text. file: the number of its file.
-    An empty document has no ids."""
+    """One tokenised document, or a record that cannot be used.
+
+    domain: empty if it was not asked for. ids: none of a document without text. text_hash: of its text. file: the number of
+    its file. bad: the record, None if it can be used."""
 
     domain: str
     ids: NDArray[np.uint32]
     text_hash: int
     file: int
+    bad: BadRecord | None
 
 
 def write_store(
@@ -71,22 +74,19 @@ def write_store(
         UsageError: a document cannot be read, or there is no text.
         OSError: the folder cannot be written.
     """
-    writer = _StoreWriter(folder, tokenizer)
-    bad = BadRecords(skip_bad)
+    writer = _StoreWriter(folder, tokenizer, BadRecords(skip_bad))
     try:
         if isinstance(source, FileSource):
-            _write_files(source, tokenizer, writer, bad, on_progress)
+            _write_files(source, tokenizer, writer, on_progress)
         else:
-            _write_stream(source, tokenizer, writer, bad, on_progress)
-        writer.finish(source.domain, bad)
+            _write_stream(source, tokenizer, writer, on_progress)
+        writer.finish(source.domain)
     finally:
         writer.thread.shutdown()  # the thread must end before its folder is renamed or removed
 
 
-def _write_files(
-    source: FileSource, tokenizer: Tokenizer, writer: _StoreWriter, bad: BadRecords, on_progress: OnProgress
-) -> None:
-    total = sum(path.stat().st_size for path in source.train + source.validation)
+def _write_files(source: FileSource, tokenizer: Tokenizer, writer: _StoreWriter, on_progress: OnProgress) -> None:
+    total = sum(map(size_of, source.train + source.validation))
     label = source.domain or ", ".join(sorted({path.parent.name for path in source.train}))
     done = 0
 
@@ -96,19 +96,15 @@ def _write_files(
         on_progress(label, min(done, total), total)
 
     for split, paths in (("train", source.train), ("validation", source.validation)):
-        numbered = (
-            (document, number)
-            for number, path in enumerate(paths)
-            for document in read_documents(path, source.fields, on_bytes, bad)
+        items = (
+            (item, number) for number, path in enumerate(paths) for item in read_items(path, source.fields, on_bytes)
         )
         hold_out = split == "train" and not source.validation
-        for batch in encoded(numbered, tokenizer):
+        for batch in encoded(items, tokenizer):
             writer.add(batch, split, hold_out)
 
 
-def _write_stream(
-    source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter, bad: BadRecords, on_progress: OnProgress
-) -> None:
+def _write_stream(source: HubSource, tokenizer: Tokenizer, writer: _StoreWriter, on_progress: OnProgress) -> None:
     """Writes the documents of a hub dataset. A domain whose budget is used up takes no more; the stream ends when
     nothing new can be expected of it."""
     documents = hub.HubDocuments(source)
@@ -119,42 +115,61 @@ def _write_stream(
         budget = source.tokens if split == "train" else source.tokens and max(1, source.tokens // HOLD_OUT_EVERY)
         # A dataset of one domain is done when that domain's budget is used up; in others, new domains may still come.
         patience = 1 if source.domain else _PATIENCE
-        wanted = _until_done(documents.read(of_dataset, bad), writer, split, budget)
-        for batch in encoded(((document, 0) for document in wanted), tokenizer):
+        wanted = _until_done(documents.read(of_dataset), writer, split, budget)
+        for batch in encoded(((item, 0) for item in wanted), tokenizer):
             writer.add(batch, split, split == "train" and validation is None, budget, patience)
             counts = [d.tokens[split] for d in list(writer.domains.values())]  # the writer's thread adds to them
             on_progress(source.dataset, sum(min(c, budget or c) for c in counts), (budget or 0) * len(counts))
 
 
-def _until_done(
-    documents: Iterator[Document], writer: _StoreWriter, split: str, budget: int | None
-) -> Iterator[Document]:
+def _until_done(items: Iterator[Item], writer: _StoreWriter, split: str, budget: int | None) -> Iterator[Item]:
     """Yields documents until the writer needs no more. Those that it has no use for are yielded without text, so that
     nothing of them is tokenised.
 
     The writer, which sees documents in order, decides what is stored. How far it lags behind this reader is a matter of
     chance, so only the amount of wasted work may depend on that.
     """
-    for document in documents:
+    for item in items:
         if split in writer.done:
             return
-        domain = writer.domains.get(document.domain or "")
-        full = budget is not None and domain is not None and domain.tokens[split] >= budget
-        yield replace(document, text="") if full else document
+        if budget is not None and isinstance(item, Document):
+            domain = writer.domains.get(item.domain or "")
+            if domain is not None and domain.tokens[split] >= budget:
+                item = replace(item, text="")
+        yield item
 
 
-def encoded(documents: Iterator[tuple[Document, int]], tokenizer: Tokenizer) -> Iterator[list[Encoded]]:
+def encoded(items: Iterator[tuple[Item, int]], tokenizer: Tokenizer) -> Iterator[list[Encoded]]:
     """Yields batches of tokenised documents. A thread reads documents ahead, in batches that feed the tokenizer's
     threads and bound the memory.
 
-    documents: pairs of a document and the number of its file."""
-    with _Prefetched(_in_batches(documents)) as batches:
+    items: pairs of a document, or a bad record, and the number of its file."""
+    with _Prefetched(_in_batches(items)) as batches:
         for batch in batches:
-            ids = _ids_of([document.text for document, _, _ in batch], tokenizer)
-            yield [
-                Encoded(document.domain or "", ids_N, text_hash, number)
-                for (document, text_hash, number), ids_N in zip(batch, ids, strict=True)
-            ]
+            ids = _ids_of([text for text, _ in batch], tokenizer)
+            yield [part._replace(ids=ids_N) for (_, part), ids_N in zip(batch, ids, strict=True)]
+
+
+def _in_batches(items: Iterator[tuple[Item, int]]) -> Iterator[list[tuple[str, Encoded]]]:
+    """Yields batches of a text and what is known of it before it is tokenised."""
+    batch: list[tuple[str, Encoded]] = []
+    characters = 0
+    for item, number in items:
+        if isinstance(item, Document):
+            text = item.text if item.text.strip() else ""  # nothing can be learned from white space alone
+            part = Encoded(item.domain or "", _NO_IDS, document_hash(text), number, None)
+        else:
+            text, part = "", Encoded("", _NO_IDS, 0, number, item)
+        batch.append((text, part))
+        characters += len(text)
+        if len(text) > 2 * _ENCODE_CHARACTERS and len(batch) > 1:  # a long one is a batch of its own
+            yield batch[:-1]
+            batch = batch[-1:]
+        if characters >= _ENCODE_CHARACTERS or len(batch) >= 4096:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _ids_of(texts: list[str], tokenizer: Tokenizer) -> list[NDArray[np.uint32]]:
@@ -175,24 +190,6 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[start:cut]
         start = cut
     yield text[start:]
-
-
-def _in_batches(documents: Iterator[tuple[Document, int]]) -> Iterator[list[tuple[Document, int, int]]]:
-    batch: list[tuple[Document, int, int]] = []
-    characters = 0
-    for document, number in documents:
-        if not document.text.strip():  # nothing can be learned from white space alone
-            document = replace(document, text="")
-        batch.append((document, document_hash(document.text), number))
-        characters += len(document.text)
-        if len(document.text) > 2 * _ENCODE_CHARACTERS and len(batch) > 1:  # a long one is a batch of its own
-            yield batch[:-1]
-            batch = batch[-1:]
-        if characters >= _ENCODE_CHARACTERS or len(batch) >= 4096:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 class _Prefetched:
@@ -256,8 +253,9 @@ class _Domain:
 class _StoreWriter:
     """Appends token ids to the files of their domains, in a thread, in order."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+    def __init__(self, folder: Path, tokenizer: Tokenizer, bad: BadRecords) -> None:
         self.folder = folder
+        self.bad = bad
         self.end = tokenizer.end_of_document
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         self.domains: dict[str, _Domain] = {}
@@ -287,6 +285,9 @@ class _StoreWriter:
         for document in batch:
             if split in self.done:
                 break
+            if document.bad is not None:
+                self.bad.add(document.bad)
+                continue
             domain = self._domain(document.domain)
             if budget is not None and domain.tokens[split] >= budget:
                 self.useless += 1
@@ -338,15 +339,14 @@ class _StoreWriter:
     def _path(self, domain: _Domain, part: str) -> Path:
         return self.folder / f"{domain.number}.{part}.bin"
 
-    def finish(self, name: str | None, bad: BadRecords) -> None:
-        """Completes the stores and writes their index. name: the only domain's, None if documents named theirs. bad: the
-        records that were left out."""
+    def finish(self, name: str | None) -> None:
+        """Completes the stores and writes their index. name: the only domain's, None if documents named theirs."""
         self.wait()
         if not any(domain.documents for domain in self.domains.values()):
             empty = sum(domain.empty for domain in self.domains.values())
             why = f"; its {empty} documents are empty" if empty else ""
             raise UsageError(f"domain {name} has no text{why}" if name else f"there is no document in the data{why}")
-        names = sorted(self.domains)
+        names = sorted(name for name, domain in self.domains.items() if domain.documents)
         parts = (*SPLITS, "documents")
         entries = []
         for number, domain_name in enumerate(names):
@@ -374,28 +374,31 @@ class _StoreWriter:
         index = {
             "version": STORE_VERSION,
             "dtype": self.dtype.name,
-            "bad": {"count": bad.count, "examples": bad.examples},
+            "bad": {"count": self.bad.count, "examples": self.bad.examples},
+            "blank": sorted(set(self.domains) - set(names)),
             "domains": entries,
         }
         (self.folder / "index.json").write_text(json.dumps(index))
 
     def _complete_split(self, domain: _Domain) -> None:
         """Splits a domain again if too little or too much is held out: it has few documents, or no validation text."""
-        total = sum(domain.tokens.values())
+        wanted = wanted_of(sum(domain.tokens.values()))
         domain.hold_out |= not domain.tokens["validation"]
-        if not domain.hold_out or not domain.documents or suffices(domain.tokens["validation"], total):
+        if not domain.hold_out or not domain.documents or wanted.is_met(domain.tokens["validation"]):
             return
-        train, validation, documents_N = (self._path(domain, part) for part in (*SPLITS, "documents"))
-        for path in (train, validation):
+        paths = [self._path(domain, split) for split in SPLITS]
+        for path in paths:
             path.touch()
-        split = split_again(
-            np.fromfile(train, self.dtype),
-            np.fromfile(validation, self.dtype),
-            np.fromfile(documents_N, DOCUMENT),
-            wanted_tokens(total),
-        )
-        for path, array in zip((train, validation, documents_N), split, strict=True):
-            path.write_bytes(array.tobytes())
+        before = [mapped(path, self.dtype) for path in paths]
+        documents_M, pieces = split_again(np.fromfile(self._path(domain, "documents"), DOCUMENT), wanted)
+        partial = [path.with_suffix(".again") for path in paths]
+        with partial[0].open("wb") as train, partial[1].open("wb") as validation:
+            for piece in pieces:
+                target = validation if piece.held_out else train
+                target.write(before[piece.was_held_out][piece.start : piece.stop].tobytes())
+        for path, new in zip(paths, partial, strict=True):
+            new.replace(path)
+        self._path(domain, "documents").write_bytes(documents_M.tobytes())
 
 
 def content_of(folder: Path, number: int, dtype: np.dtype) -> str:

@@ -243,11 +243,12 @@ def content_key(parts: Sequence[TokenFile]) -> str:
     total = sum(part.length for part in parts)
     digest = hashlib.sha256(str(total).encode())
     stride = _PIECE if total <= _CHECKED_TOKENS else max(_PIECE, total // _SAMPLES)
-    before, at = 0, 0  # the tokens before the part, and the next token to take
-    for part in parts:
-        while at < before + part.length:
-            piece = part.read(at - before, _PIECE)
+    starts = np.cumsum([0, *(part.length for part in parts)])
+    for first in range(0, total, stride):
+        last, at = min(first + _PIECE, total), first
+        while at < last:  # a sample may lie in several files
+            number = int(np.searchsorted(starts, at, "right")) - 1
+            piece = parts[number].read(at - int(starts[number]), last - at)
             digest.update(piece.astype(np.uint32).tobytes())
-            at += len(piece) if stride == _PIECE else stride
-        before += part.length
+            at += len(piece)
     return digest.hexdigest()

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from acodm_cli.corpus import hub
 from acodm_cli.corpus.cache import make_once
-from acodm_cli.corpus.holding_out import DOCUMENT, HOLD_OUT_EVERY, split_again, suffices, wanted_tokens
+from acodm_cli.corpus.holding_out import DOCUMENT, split_again, wanted_of
+from acodm_cli.corpus.readers import suffixes
 from acodm_cli.corpus.sources import FileSource, HubSource, Source, TokenSource
 from acodm_cli.corpus.store_writer import SPLITS, STORE_VERSION, OnProgress, content_of, write_store
 from acodm_cli.corpus.token_files import TokenFile, content_key, document_ends, mapped, open_tokens, unended
@@ -74,18 +75,17 @@ class Provenance:
     """Where a domain's tokens come from, for the table before a run.
 
     files: the number of its training files, 0 for a dataset of the hub. validation_files: the names of its validation
-    files; empty if validation text was held out. documents, validation_documents: how many there are, None if it is not
-    known. empty: how many documents without text were dropped. overlap: how many validation documents were dropped
-    because they are training documents too. table: the file with the hash of every document, None if there is none.
+    files; empty if validation text was held out. documents: how many training documents there are, None if it is not known.
+    empty: how many documents without text were dropped. overlap: how many validation documents were dropped because they
+    are training documents too. documents_N: every document, as `holding_out.DOCUMENT`; None of tokens of other tools.
     warnings: what the user should know of it."""
 
     files: int = 0
     validation_files: tuple[str, ...] = ()
     documents: int | None = None
-    validation_documents: int | None = None
     empty: int = 0
     overlap: int = 0
-    table: Path | None = None
+    documents_N: NDArray | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -102,11 +102,13 @@ class DomainStore:
 
 @dataclass(frozen=True)
 class Opened:
-    """The domains of a source, in order of name. bad: how many records were left out. examples: some of these, as messages."""
+    """The domains of a source, in order of name. bad: how many records were left out. examples: some of these, as messages.
+    blank: the domains that were left out because none of their documents has text."""
 
     domains: list[DomainStore]
     bad: int = 0
     examples: tuple[str, ...] = ()
+    blank: tuple[str, ...] = ()
 
 
 def open_source(
@@ -129,9 +131,9 @@ def open_source(
         UsageError: a document cannot be read, or a domain has no text. The cache is left as it was.
         AcodmError: the cache cannot be written, or is damaged.
     """
-    least = 0 if seq_len is None else seq_len + 1
+    sequence = 0 if seq_len is None else seq_len + 1
     if isinstance(source, TokenSource):
-        return Opened([_open_token_source(source, tokenizer, least)])
+        return Opened([_open_token_source(source, tokenizer, sequence)])
     if isinstance(source, HubSource):
         source = hub.pinned(source, cache)
     folder = cache / "tokens" / _source_key(source, tokenizer)
@@ -141,18 +143,19 @@ def open_source(
         lambda partial: write_store(source, tokenizer, partial, skip_bad, on_progress),
         lambda: on_progress(f"{label} (another process is at it)", 0, 0),
     )
-    return _open_folder(folder, source, least)
+    return _open_folder(folder, source, sequence)
 
 
-def _open_folder(folder: Path, source: FileSource | HubSource, least: int) -> Opened:
-    """Opens the stores in a folder of the cache. least: the tokens that are held out at least, where text is."""
+def _open_folder(folder: Path, source: FileSource | HubSource, sequence: int) -> Opened:
+    """Opens the stores in a folder of the cache. sequence: the tokens of one sequence, of which one is held out at least."""
     try:
         index = json.loads((folder / "index.json").read_text())
         dtype, bad = np.dtype(index["dtype"]), index["bad"]
         domains = [
-            _open_domain(folder, number, entry, dtype, source, least) for number, entry in enumerate(index["domains"])
+            _open_domain(folder, number, entry, dtype, source, sequence)
+            for number, entry in enumerate(index["domains"])
         ]
-        return Opened(domains, int(bad["count"]), tuple(map(str, bad["examples"])))
+        return Opened(domains, int(bad["count"]), tuple(map(str, bad["examples"])), tuple(map(str, index["blank"])))
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EIO):
             more = "; raise the limit with ulimit -n" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
@@ -167,30 +170,31 @@ def _damaged(folder: Path) -> AcodmError:
 
 
 def _open_domain(
-    folder: Path, number: int, entry: dict[str, Any], dtype: np.dtype, source: FileSource | HubSource, least: int
+    folder: Path, number: int, entry: dict[str, Any], dtype: np.dtype, source: FileSource | HubSource, sequence: int
 ) -> DomainStore:
     content = content_of(folder, number, dtype)
     if content != entry["content"]:
         raise ValueError
     train, validation = (mapped(folder / f"{number}.{split}.bin", dtype) for split in SPLITS)
-    table = folder / f"{number}.documents.bin"
-    documents_N = mapped(table, DOCUMENT)
+    documents_N = mapped(folder / f"{number}.documents.bin", DOCUMENT)
     if int(documents_N["length"].sum(dtype=np.int64)) != len(train) + len(validation):
         raise ValueError
-    total = len(train) + len(validation)
-    if entry["held_out"] and not suffices(len(validation), total, least):
-        train, validation, documents_N = split_again(train, validation, documents_N, wanted_tokens(total, least))
-    held_out = int(documents_N["held_out"].astype(bool).sum())
+    wanted = wanted_of(len(train) + len(validation), sequence)
+    if entry["held_out"] and not wanted.is_met(len(validation)):
+        documents_N, pieces = split_again(documents_N, wanted)
+        sides: dict[bool, list[NDArray]] = {False: [train[:0]], True: [train[:0]]}
+        for piece in pieces:
+            sides[piece.held_out].append((validation if piece.was_held_out else train)[piece.start : piece.stop])
+        train, validation = np.concatenate(sides[False]), np.concatenate(sides[True])
     of_files = isinstance(source, FileSource)
     given = source.validation if isinstance(source, FileSource) and not entry["held_out"] else ()
     provenance = Provenance(
         files=entry["files"] if of_files else 0,
         validation_files=_in_short(given),
-        documents=len(documents_N) - held_out,
-        validation_documents=held_out,
+        documents=int((documents_N["held_out"] == 0).sum()),
         empty=entry["empty"],
         overlap=entry["overlap"],
-        table=table,
+        documents_N=documents_N,
     )
     return DomainStore(
         source.domain or entry["name"], TokenStore(train), TokenStore(validation), _key(entry["content"]), provenance
@@ -220,14 +224,14 @@ def _source_key(source: FileSource | HubSource, tokenizer: Tokenizer) -> str:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise UsageError(f"{path}: cannot be read ({in_short(error)})") from None
-            digest.update(f" {split} {''.join(path.suffixes)} {content}".encode())
+            digest.update(f" {split} {''.join(suffixes(path))} {content}".encode())
     return digest.hexdigest()[:24]
 
 
 # Tokens on disk
 
 
-def _open_token_source(source: TokenSource, tokenizer: Tokenizer, least: int) -> DomainStore:
+def _open_token_source(source: TokenSource, tokenizer: Tokenizer, sequence: int) -> DomainStore:
     train = [open_tokens(path, tokenizer) for path in source.train]
     found = [document_ends(file, tokenizer) for file in train]
     ends = [each.ends_N for each in found]
@@ -237,11 +241,11 @@ def _open_token_source(source: TokenSource, tokenizer: Tokenizer, least: int) ->
         key = content_key(train) + content_key(validation)
     else:
         key = "".join(content_key(side) for side in _cut(train, ends, 0))
-        train, validation = _cut(train, ends, least)
+        train, validation = _cut(train, ends, sequence)
     provenance = Provenance(
         files=len(source.train),
         validation_files=_in_short(source.validation),
-        documents=sum(map(len, ends)) if all(each.complete for each in found) else None,
+        documents=_count(train, ends) if all(each.complete for each in found) else None,
         warnings=warnings,
     )
     stores = [TokenStore(*(file.mapped() for file in files)) for files in (train, validation)]
@@ -249,15 +253,14 @@ def _open_token_source(source: TokenSource, tokenizer: Tokenizer, least: int) ->
 
 
 def _cut(
-    files: Sequence[TokenFile], ends: Sequence[NDArray[np.int64]], least: int
+    files: Sequence[TokenFile], ends: Sequence[NDArray[np.int64]], sequence: int
 ) -> tuple[list[TokenFile], list[TokenFile]]:
     """Holds out the end of files that cannot be copied. Returns what stays, and what is held out.
 
     The cut is where the last document before the wanted share ends. If the held-out split would then be more than twice as
     large as wanted, the cut is at the share itself. ends: where documents end in each file."""
     total = sum(file.length for file in files)
-    wanted = max(min(total // HOLD_OUT_EVERY, HOLD_OUT_TOKENS), wanted_tokens(total, least) if least else 0)
-    wanted = min(wanted, max(HOLD_OUT_TOKENS, least))
+    wanted = min(wanted_of(total, sequence).aim, max(HOLD_OUT_TOKENS, sequence))
     at, before = total - wanted, 0
     for file, ends_N in zip(files, ends, strict=True):
         if before <= at < before + file.length:
@@ -273,6 +276,11 @@ def _cut(
         held_out += [file.part(inside, file.length - inside)] if inside < file.length else []
         before += file.length
     return kept, held_out
+
+
+def _count(kept: Sequence[TokenFile], ends: Sequence[NDArray[np.int64]]) -> int:
+    """How many documents end in what was kept of some files."""
+    return sum(int(np.searchsorted(ends_N, part.length, "right")) for part, ends_N in zip(kept, ends, strict=False))
 
 
 def _unended(

@@ -100,11 +100,14 @@ class RunSettings(FileSettings, AlignmentSettings, MixingSettings, CorpusSetting
 
 
 def _absolute(text: str) -> str:
-    return str(Path(text).expanduser().absolute())
+    return str(Path(text).expanduser().resolve())
 
 
 def _absolute_if_there(text: str | None) -> str | None:
-    return _absolute(text) if text and Path(text).expanduser().exists() else text
+    try:
+        return _absolute(text) if text and Path(text).expanduser().exists() else text
+    except (OSError, RuntimeError, ValueError):  # no path at all
+        return text
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class Bench:
 def _head(source: FileSource, characters: int) -> list[str]:
     texts: list[str] = []
     for file in source.train:
-        for document in read_documents(file, source.fields, lambda _: None):
+        for document in read_documents(file, source.fields):
             if sum(map(len, texts)) > characters:
                 return texts
             texts.append(document.text[:40_000])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,12 +10,11 @@ from hypothesis import strategies as st
 from acodm_cli.corpus.holding_out import (
     DOCUMENT,
     HOLD_OUT_EVERY,
-    choose,
+    Wanted,
     document_hash,
     is_held_out,
     split_again,
-    suffices,
-    wanted_tokens,
+    wanted_of,
 )
 
 
@@ -26,41 +27,61 @@ def test_a_twentieth_is_held_out_by_hash() -> None:
     assert held_out == pytest.approx(20_000 / HOLD_OUT_EVERY, rel=0.1)
 
 
-documents = st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(1, 400)), min_size=1, max_size=60)
+def split(
+    train: np.ndarray, validation: np.ndarray, documents_N: np.ndarray, wanted: Wanted
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    after, pieces = split_again(documents_N, wanted)
+    sides: dict[bool, list[np.ndarray]] = {False: [train[:0]], True: [train[:0]]}
+    for piece in pieces:
+        sides[piece.held_out].append((validation if piece.was_held_out else train)[piece.start : piece.stop])
+    return np.concatenate(sides[False]), np.concatenate(sides[True]), after
 
 
-@settings(max_examples=200, deadline=None)
-@given(documents, st.integers(0, 4))
-def test_splitting_again_keeps_every_token_and_copies_together(pairs: list[tuple[int, int]], copies: int) -> None:
-    documents_N = table(pairs + pairs[:copies])
-    total = int(documents_N["length"].sum())
-    tokens = np.arange(total, dtype=np.uint16)
-    wanted = max(1, wanted_tokens(total))
-    train, validation, after = split_again(tokens, tokens[:0], documents_N, wanted)
-    assert sorted(np.concatenate([train, validation]).tolist()) == tokens.tolist()
+documents = st.lists(st.tuples(st.integers(1, 2**64 - 1), st.integers(2, 400)), min_size=1, max_size=40, unique_by=lambda d: d[0])  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(documents, st.lists(st.integers(0, 39), max_size=30), st.integers(0, 700), st.randoms())
+def test_splitting_again_keeps_every_token_and_no_text_is_on_both_sides(
+    pairs: list[tuple[int, int]], copies: list[int], sequence: int, random: Random
+) -> None:
+    pairs = pairs + [pairs[copy % len(pairs)] for copy in copies]
+    random.shuffle(pairs)
+    documents_N = table(pairs)
+    # Each token knows its text and its place in it.
+    tokens = np.concatenate([np.arange(length) + 1000 * (text_hash % 2**40) for text_hash, length in pairs])
+    wanted = wanted_of(len(tokens), sequence)
+    train, validation, after = split(tokens, tokens[:0], documents_N, wanted)
+    assert sorted(np.concatenate([train, validation]).tolist()) == sorted(tokens.tolist())
     assert len(train) == after["length"][after["held_out"] == 0].sum()
-    assert len(validation) <= 2 * wanted
-    if total > 2 * len(pairs):  # no document is of one token only
-        assert len(validation) > 0
-    whole = after[after["hash"] != 0]
-    assert not set(whole["hash"][whole["held_out"] == 0]) & set(whole["hash"][whole["held_out"] == 1])
-    # What was split can be split again, to hold out more.
-    again_train, again_validation, _ = split_again(train, validation, after, min(3 * wanted, total // 3))
-    assert len(again_train) + len(again_validation) == total
+    assert not set(train.tolist()) & set(validation.tolist())
+    assert len(validation) >= wanted.least
+    if 3 * sequence <= len(tokens):
+        assert len(validation) >= sequence
+    # The choice does not depend on the order.
+    again = split(tokens, tokens[:0], table(sorted(pairs)), wanted)[2]
+    assert sorted(again[["hash", "length", "held_out"]].tolist()) == sorted(after.tolist())
+    # What was split can be split once more, to hold out more.
+    more = wanted_of(len(tokens), min(2 * max(sequence, 1), len(tokens) // 3))
+    train, validation, _ = split(train, validation, after, more)
+    assert sorted(np.concatenate([train, validation]).tolist()) == sorted(tokens.tolist())
+    assert not set(train.tolist()) & set(validation.tolist())
+    assert len(validation) >= more.least
 
 
-def test_a_cut_document_has_no_copy() -> None:
-    long, copied = (5, 1000), (7, 1000)
-    choice = choose(table([copied, long, copied]), 150)
-    assert (choice.cut, choice.cut_tokens) == (1, 150)
-    assert not choice.held_out_N.any()
+def test_whole_documents_are_preferred() -> None:
+    documents_N = table([(number, 100) for number in range(1, 101)])
+    train, validation, after = split(np.arange(10_000), np.arange(0), documents_N, wanted_of(10_000))
+    assert (len(train), len(validation)) == (9500, 500)
+    assert after["hash"][after["held_out"] == 1].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_at_least_one_sequence_where_there_is_enough_text() -> None:
-    assert wanted_tokens(10_000) == 500
-    assert wanted_tokens(10_000, least=1025) == 1025
-    assert (
-        wanted_tokens(2000, least=1025) == 100
+    assert wanted_of(10_000) == Wanted(500, 250)
+    assert wanted_of(10_000, 1025) == Wanted(1025, 1025)
+    assert wanted_of(2000, 1025) == Wanted(
+        100, 50
     )  # two of three sequences would be left to train on, which there are not
-    assert suffices(500, 10_000)
-    assert not suffices(500, 10_000, least=1025)
+    assert wanted_of(10_000).is_met(500)
+    assert not wanted_of(10_000).is_met(1001)
+    assert not wanted_of(10_000, 1025).is_met(500)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from acodm_cli.corpus import readers, store_writer
-from acodm_cli.corpus.readers import BadRecords, Fields, read_documents
+from acodm_cli.corpus.readers import BadRecord, Document, Fields, read_documents, read_items
 from acodm_cli.corpus.tokenizer import load_tokenizer
 from acodm_cli.errors import UsageError
 from tests.conftest import opened
@@ -114,7 +114,7 @@ def test_a_state_of_datasets_leads_nowhere(tokenizer_file: Path, tmp_path: Path)
             b'{"text": "' + b"a" * 5000 + b'"}\n',
             r"0.jsonl.gz:1: a line of more than 0 MiB",
         ),
-        ("0.json.xz", b'[\n{"text": "' + b"a" * 5000, r"0.json.xz: record 1: not valid JSON"),
+        ("0.json.xz", b'[{"text": "' + b"a" * 5000, r"0.json.xz: record 1: not valid JSON"),
         ("0.txt.bz2", b"a" * 5000, r"a text file is one document, of at most 0 MiB"),
         ("0.jsonl", b'{"text": "x", "a": ' + b"[" * 1_000_000, r"0.jsonl:1: a line of more"),
     ],
@@ -134,9 +134,12 @@ def test_a_line_that_is_too_long_can_be_left_out(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 4096)
     lines = [json.dumps({"text": text}) for text in ("first", "long " * 100_000, "last")]
     (tmp_path / "0.jsonl").write_text("\n".join(lines))
-    bad = BadRecords(1)
-    assert [d.text for d in read_documents(tmp_path / "0.jsonl", Fields(), bad=bad)] == ["first", "last"]
-    assert bad.examples == [f"{tmp_path / '0.jsonl'}:2: a line of more than 0 MiB"]
+    first, bad, last = read_items(tmp_path / "0.jsonl", Fields())
+    assert isinstance(first, Document)
+    assert isinstance(last, Document)
+    assert (first.text, last.text) == ("first", "last")
+    assert isinstance(bad, BadRecord)
+    assert (bad.where, str(bad)) == (f"{tmp_path / '0.jsonl'}:2", "a line of more than 0 MiB")
 
 
 def test_text_far_beyond_the_size_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from acodm_cli.corpus import readers, token_files
 from acodm_cli.corpus.corpus import Corpus, open_corpus
-from acodm_cli.corpus.readers import PLAIN, parquet_batches
+from acodm_cli.corpus.readers import PLAIN, parquet_batches, read_documents
 from acodm_cli.corpus.settings import CorpusSettings
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
 from acodm_cli.errors import UsageError
@@ -254,6 +255,20 @@ def saved_by_datasets(folder: Path) -> None:
         writer.write_table(other)
 
 
+def linked_domain(folder: Path) -> None:
+    (folder / "zeb").symlink_to(folder / "web")
+
+
+def blank_domain(folder: Path) -> None:
+    put(folder / "x.jsonl", [*alternating("x", ("code", "web")), {"text": " \n", "meta": {"set": "blank"}}])
+
+
+def brackets(folder: Path) -> None:
+    put(folder / "v[1]" / "a[0].jsonl", records("Bracket"))
+    put(folder / "v[1]" / "b.jsonl", records("b"))
+    put(folder / "v[1]" / "c.toml", '[domains.code]\nfiles = "a[0].jsonl"\n[domains.web]\nfiles = "b*"\n')
+
+
 def incomplete_save(folder: Path) -> None:
     saved_by_datasets(folder)
     (folder / "code" / "train_sft" / "data-00000-of-00001.arrow").unlink()
@@ -331,6 +346,10 @@ FILES = {
     "folders in a manifest": Case(
         manifest_of_folders, data="c.toml", trained=("Inner",), held_out=("Intest",), neither=("Hidden",)
     ),
+    "a link to the folder of another domain": Case(
+        beside_web(linked_domain), refused="zeb and .*web are the same folder"
+    ),
+    "brackets in names": Case(brackets, data="v[1]/c.toml", trained=("Bracket",)),
     "one folder too deep": Case(too_deep, refused=r"one folder with data, v1, .* --data .*/data/v1"),
     "a file beside folders": Case(beside_web(beside_folders), trained=("Named",)),
     "nothing that is read": Case(nothing_but, refused=r"nothing to read .*, only files such as 0.csv; acodm reads"),
@@ -438,6 +457,9 @@ RECORDS = {
         documents={"code": 30, "web": 30},
         skip_bad=2,
         said="2 records were left out: .*x.jsonl:61: no domain",
+    ),
+    "a domain without text": Case(
+        blank_domain, domain_field="meta.set", said="domains left out, because none of their documents has text: blank"
     ),
     "bad records": Case(beside_web(bad_records), refused="0.jsonl:41: no text .*null.*--skip-bad"),
     "one bad record too many": Case(
@@ -564,7 +586,7 @@ def test_tokens_in_several_files_and_formats(tokenizer: Tokenizer, tokenizer_fil
         assert domain.key == first.key
         assert np.array_equal(domain.train.tokens, first.train.tokens)
         assert np.array_equal(domain.validation.tokens, first.validation.tokens)
-        assert domain.provenance.documents == len(rows)
+        assert domain.provenance.documents == (domain.train.tokens == tokenizer.end_of_document).sum()
         assert not domain.provenance.warnings
         for index in range(first.train.num_sequences(16)):
             assert np.array_equal(domain.train.sequence(index, 16), first.train.tokens[16 * index : 16 * index + 17])
@@ -605,3 +627,42 @@ def test_parquet_rows_of_any_size(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": values}), tmp_path / "x.parquet")
     batches = (batch for batch, _ in parquet_batches(tmp_path / "x.parquet", "x", PLAIN))
     assert max(batch.nbytes for batch in itertools.islice(batches, 5)) < 1 << 29
+
+
+def test_the_key_of_tokens_does_not_depend_on_how_they_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only samples of them are hashed."""
+    monkeypatch.setattr(token_files, "_PIECE", 64)
+    monkeypatch.setattr(token_files, "_CHECKED_TOKENS", 500)
+    monkeypatch.setattr(token_files, "_SAMPLES", 7)
+    tokens = np.random.default_rng(0).integers(0, 500, 5000)
+    keys = set()
+    for cuts in ([], [1000, 1001, 3333], list(range(100, 5000, 100))):
+        files = []
+        for number, part in enumerate(np.split(tokens, cuts)):
+            dtype = np.dtype(("<u2", "<u4")[number % 2])
+            path = tmp_path / f"{len(cuts)}.{number}"
+            part.astype(dtype).tofile(path)
+            files.append(token_files.TokenFile(path, dtype, 0, 0, len(part)))
+        keys.add(token_files.content_key(files))
+    assert len(keys) == 1
+
+
+def test_archives_that_follow_each_other(tmp_path: Path) -> None:
+    """None is passed over because its beginning is damaged."""
+    for suffix, pack in ((".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)):
+        parts = [pack(lines(records(mark, 20))) for mark in ("First", "Second")]
+        path = tmp_path / f"x.jsonl{suffix}"
+        path.write_bytes(b"".join(parts))
+        assert len(list(read_documents(path))) == 40
+        path.write_bytes(parts[0] + bytes([parts[1][0] ^ 1]) + parts[1][1:])
+        with pytest.raises(UsageError, match="damaged or truncated archive"):
+            list(read_documents(path))
+        path.write_bytes(b"")
+        with pytest.raises(UsageError, match="damaged or truncated archive"):
+            list(read_documents(path))
+
+
+def test_an_array_in_one_line_may_be_longer_than_any_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 4096)
+    (tmp_path / "x.json").write_text("\n\n" + json.dumps(records("a", 500)))
+    assert [document.text for document in read_documents(tmp_path / "x.json")] == texts("a", 500)

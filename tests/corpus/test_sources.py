@@ -17,7 +17,7 @@ import pytest
 
 from acodm_cli.corpus import hub, store_writer
 from acodm_cli.corpus.corpus import Corpus
-from acodm_cli.corpus.readers import Fields, read_documents
+from acodm_cli.corpus.readers import PLAIN, Document, Fields, read_items
 from acodm_cli.corpus.sources import FileSource, HubSource, TokenSource, plan_corpus
 from acodm_cli.corpus.token_store import DomainStore
 from acodm_cli.corpus.token_store import open_source as open_any_source
@@ -191,7 +191,7 @@ def test_arrow_files_and_streams(texts: forms.Texts, tmp_path: Path) -> None:
         with pa.OSFile(str(tmp_path / name), "wb") as sink, new(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=7)
         counts: list[int] = []
-        found = [document.text for document in read_documents(tmp_path / name, on_bytes=counts.append)]
+        found = [item.text for item in read_items(tmp_path / name, PLAIN, counts.append) if isinstance(item, Document)]
         assert found == texts["code"]["train"]
         assert sum(counts) == pytest.approx((tmp_path / name).stat().st_size, rel=0.2)
 

@@ -208,3 +208,19 @@ def test_the_record_says_nothing_of_this_machine(corpus: Corpus) -> None:
     assert run.corpus.names == list(DOMAINS)
     assert "/" not in json.dumps(run.info())
     assert isinstance(next(run.steps()), StepEvent)
+
+
+def test_settings_are_anchored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "2").touch()
+    options = {"weights": ",".join(f"domain{n}=0.01" for n in range(60)), "file": "2", "power": "2"}
+    settings = RunSettings(data="corpus/../corpus", tokenizer="org/name", save_model="model", mixer_options=options)
+    found = settings.anchored(("file",))
+    assert (found.data, found.tokenizer, found.save_model) == (
+        str(tmp_path / "corpus"),
+        "org/name",
+        str(tmp_path / "model"),
+    )
+    assert found.mixer_options == options | {"file": str(tmp_path / "2")}
+    assert found.anchored(("file", "weights")) == found
