@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,20 +148,25 @@ def open_corpus(
     bad = 0
     examples: list[str] = []
     blank: list[str] = []
+    fruitless: list[Path] = []
     for source in plan.sources:
         opened = open_source(source, tokenizer, cache, on_progress, settings.skip_bad - bad, seq_len)
         domains += opened.domains
         bad += opened.bad
         examples += opened.examples
         blank += opened.blank
+        fruitless += opened.fruitless
         if bad > settings.skip_bad:  # stored by a run that left out more
             raise UsageError(
                 f"{bad} records cannot be used, such as {examples[0]}; leave them out with --skip-bad {bad}"
             )
     _check_domains(plan, domains)
-    warnings = [warning for domain in domains for warning in domain.provenance.warnings]
+    warnings = [*plan.account.warnings, *(warning for domain in domains for warning in domain.provenance.warnings)]
     if bad:
         warnings.append(f"{bad} records were left out: {'; '.join(examples[:3])}{'; …' if bad > 3 else ''}")
+    if fruitless:
+        more = ", …" if len(fruitless) > 3 else ""
+        warnings.append(f"files without any document: {', '.join(map(str, fruitless[:3]))}{more} ({len(fruitless)})")
     if blank:
         warnings.append(f"domains left out, because none of their documents has text: {', '.join(blank[:5])}")
     return Corpus(plan.name, tokenizer, domains, plan.weights, plan.upsampling, plan.account, bad, warnings)
@@ -173,7 +179,7 @@ def _check_domains(plan: CorpusPlan, domains: list[DomainStore]) -> None:
     if len(domains) < 2:
         raise UsageError(f"{plan.name} has one domain only ({domains[0].name}); a mixture needs at least two")
     for domain in domains:
-        if not is_unicode(domain.name):
-            raise UsageError(f"the name of domain {domain.name!r} is not UTF-8; rename it")
+        if not is_unicode(domain.name) or not domain.name.isprintable():
+            raise UsageError(f"the name of domain {domain.name!a} cannot be printed; rename it")
         if not len(domain.train):
             raise UsageError(f"domain {domain.name} has no training text; give it some, or remove it")

@@ -37,11 +37,12 @@ class DataFile:
     """A file that may be read.
 
     path: its path. folders: the names of the folders between the root and the file. kind: whether it holds records, one
-    document, or tokens."""
+    document, or tokens. beside: which words of files around it are `train`, the first or the last ones."""
 
     path: Path
     folders: tuple[str, ...]
     kind: Kind
+    beside: frozenset[str] = frozenset()
 
     @property
     def stem(self) -> str:
@@ -56,27 +57,32 @@ class DataFile:
     def held_out_word(self, named_by_domain: bool) -> str | None:
         """The word, in any part of the path, that makes this a held-out file, None for training.
 
-        named_by_domain: whether files are named by their domains, because no folders are."""
+        A word that begins or ends a name may be about something else: in names of text files it counts if another
+        name begins or ends with `train`, and so does the first word of files that are named by their domains, because no
+        folders are (named_by_domain)."""
         for name in self.folders:
-            if (found := names.split_of_folder(name)) not in (None, names.TRAIN):
+            if (found := names.last_split(name)) not in (None, names.TRAIN):
                 return found
         if self.kind == "text" and not named_by_domain:
-            found = names.split_of_text(self.stem)
+            found = names.whole_split(self.stem) or (names.last_split(self.stem) if "last" in self.beside else None)
         else:
-            found = names.split_of_records(self.stem, first_word=not named_by_domain)
+            found = names.last_split(self.stem)
+        if found is None and ("first" in self.beside or (self.kind != "text" and not named_by_domain)):
+            found = names.first_split(self.stem)
         return None if found == names.TRAIN else found
 
 
 @dataclass
 class Account:
     """What became of every file. read: how many are read. furniture: files beside data that are no data, such as a README.
-    unread: all others. again: folders that lead to one that was read, and that one. said: what the user should know about
-    those that are read."""
+    unread: all others. again: folders that lead to one that was read, and that one. warnings, said: what the user should
+    know about those that are read."""
 
     read: int = 0
     furniture: list[Path] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
     again: list[tuple[Path, Path]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
     def add(self, other: Account) -> None:
@@ -85,6 +91,7 @@ class Account:
         self.furniture += other.furniture
         self.unread += other.unread
         self.again += other.again
+        self.warnings += other.warnings
         self.said += other.said
 
 
@@ -149,6 +156,9 @@ class _Walk:
             raise UsageError(f"{folder} lies more than {_DEEPEST} folders deep; move it up")
         beside = {entry.name for entry in entries}
         saved, splits = _saved_files(folder, beside), _saved_splits(folder, beside)
+        if any(entry.is_dir() and names.first_split(entry.name) == names.TRAIN for entry in entries):
+            splits |= {name for name in beside if names.first_split(name) not in (None, names.TRAIN)}
+        train = _train_words(beside)
         for entry in entries:
             path = folder / entry.name
             if names.is_hidden(entry.name):
@@ -159,29 +169,42 @@ class _Walk:
                 if names.is_furniture_folder(entry.name):
                     self.account.furniture += [inner for inner in path.rglob("*") if not inner.is_dir()]
                 else:
-                    name = names.split_in(entry.name) if entry.name in splits else entry.name
+                    name = (names.split_in(entry.name) or entry.name) if entry.name in splits else entry.name
                     if entry.is_symlink():
                         self.links.append((path, (*folders, name)))
                     else:
                         yield from self._within(path, (*folders, name))
             elif saved is not None and path.suffix == ".arrow" and entry.name not in saved:
                 self.account.furniture.append(path)
-            elif (file := self.sort(path, folders, beside)) is not None:
+            elif (file := self.sort(path, folders, beside, train)) is not None:
                 yield file
 
     def sort(
-        self, path: Path, folders: tuple[str, ...], beside: set[str], may_be_furniture: bool = True
+        self,
+        path: Path,
+        folders: tuple[str, ...],
+        beside: set[str],
+        train: frozenset[str],
+        may_be_furniture: bool = True,
     ) -> DataFile | None:
-        """Returns a file if it holds data, else accounts for it. beside: the names of the files around it."""
+        """Returns a file if it holds data, else accounts for it. beside: the names of the files around it. train: which
+        words of these are `train`."""
         if _goes_with(path, beside):
             self.account.read += 1
         elif may_be_furniture and names.is_furniture(path.name):
             self.account.furniture.append(path)
         elif path.is_file() and (kind := kind_of(path)) is not None:
-            return DataFile(path, folders, kind)
+            return DataFile(path, folders, kind, train)
         else:
             self.account.unread.append(path)
         return None
+
+
+def _train_words(file_names: set[str]) -> frozenset[str]:
+    """Which words of file names are `train`: the first or the last ones."""
+    stems = [names.stem(Path(name)) for name in file_names if not names.is_furniture(name)]
+    words = (("first", names.first_split), ("last", names.last_split))
+    return frozenset(which for which, split in words if any(split(stem) == names.TRAIN for stem in stems))
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -211,6 +234,8 @@ def _saved_files(folder: Path, beside: set[str]) -> set[str] | None:
     if not isinstance(listed, list):
         return None
     files = {str(each.get("filename")) for each in listed if isinstance(each, dict)}
+    if not files:
+        return None
     if missing := sorted(files - beside):
         raise UsageError(f"{folder} was saved by datasets, but its file {missing[0]} is not there; save it again")
     return files
@@ -226,7 +251,7 @@ def _saved_splits(folder: Path, beside: set[str]) -> set[str]:
 def _json_of(path: Path) -> object:
     """The content of a small JSON file, None if it is not one."""
     try:
-        return json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST_JSON else None
+        return json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size <= _LARGEST_JSON else None
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -266,12 +291,13 @@ def files_matching(base: Path, pattern: str, follow_links: bool) -> tuple[list[D
     else:
         matches = _glob(fixed, wild)
         beside = {path.name for path in matches}
+        train = _train_words(beside)
         for path in matches:
             walk.places.check(path)
             below = path.relative_to(fixed).parts
             if path.is_dir():
                 found += walk.below(path, below)
-            elif file := walk.sort(path, below[:-1], beside, may_be_furniture=bool(wild)):
+            elif file := walk.sort(path, below[:-1], beside, train, may_be_furniture=bool(wild)):
                 found.append(file)
     if not found:
         raise UsageError(f"{pattern!r} matches no file that can be read; {READ}")

@@ -75,12 +75,12 @@ def split_again(documents_N: NDArray, wanted: Wanted) -> tuple[NDArray, Iterator
     """
     hashes, group_N, copies = np.unique(documents_N["hash"], return_inverse=True, return_counts=True)
     totals = np.bincount(group_N, documents_N["length"].astype(np.float64)).astype(np.int64)
-    held_out, taken = 0, np.zeros(len(hashes), bool)
+    held_out, taken, most = 0, np.zeros(len(hashes), bool), len(hashes) // 4 + 1
     for group, length in enumerate(totals.tolist()):
-        if held_out >= wanted.aim:
+        if held_out >= wanted.aim or not most:  # beside one long document, all short ones would not be much
             break
         if held_out + length <= 2 * wanted.aim:
-            taken[group], held_out = True, held_out + length
+            taken[group], held_out, most = True, held_out + length, most - 1
     cut = np.zeros(len(hashes), np.int64)  # tokens at the end of each copy
     for group in np.lexsort((hashes, -totals)).tolist():
         if held_out >= max(wanted.least, 1):

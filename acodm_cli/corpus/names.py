@@ -1,7 +1,7 @@
 """What the names of files and folders say: a split, a domain, a part of a set, or that they are no data at all.
 
-Nothing is opened here. A name is cut at `-`, `_`, `.` and spaces into words; only whole words count, with a number at their
-end if they have one: `test`, `val_01` and `partial-validation` name splits, `dev-guide` and `valid_json` do not.
+Nothing is opened here. A name is cut into words at `-`, `_`, `.`, `=`, spaces and capitals; only whole words count, with a
+number at their end if they have one: `test`, `val_01` and `partial-validation` name splits, `dev-guide` and `valid_json` do not.
 """
 
 from __future__ import annotations
@@ -18,38 +18,55 @@ from acodm_cli.corpus.readers import STREAMS, TABLES
 # Of several kinds of held-out text, the first of these is the validation split; none is trained on.
 HELD_OUT_WORDS = ("validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout", "test")
 TRAIN = "train"
-_SPLIT = re.compile(rf"({'|'.join(HELD_OUT_WORDS)}|{TRAIN}|training)\d*")
-_CUT = re.compile(r"[-_. ]+")
-_HOLD_OUT = re.compile(r"(held|hold)[-_. ]out")
-# These say nothing about split or domain where they end a name, as numbers do.
+_ALIASES = {
+    "training": TRAIN, "trainset": TRAIN, "validate": "validation", "valset": "val", "devset": "dev", "evalset": "eval",
+    "testset": "test", "testing": "test", "devtest": "test", "tst": "test",
+}  # fmt: skip
+_SPLITS = {word: word for word in (*HELD_OUT_WORDS, TRAIN)} | _ALIASES
+_CUT = re.compile(r"[-_. =]+|(?<=[a-z])(?=[A-Z])")
+_HOLD_OUT = re.compile(r"(held|hold)[-_. ]out", re.IGNORECASE)
+# These say nothing about split or domain where they end a name, as numbers, sizes and versions do.
 _NEUTRAL = {
     "data", "dataset", "set", "split", "part", "shard", "chunk", "file", "of", "tfrecord", "text", "document",
-    "documents", "sentence", "tokens", "tokenized", "tok",
+    "documents", "sentence", "tokens", "tokenized", "tok", "partial", "full", "sample", "small", "mini", "tiny", "all",
 }  # fmt: skip
-# These say how much of a split there is; they name no domain.
+_SIZE = re.compile(r"\d+[kmbgt]?b?|v\d+")
 _QUANTITIES = {"partial", "full", "sample", "small", "mini", "tiny", "all"}
 # What tools append to the name of a set: TFDS, and the preprocessing of Megatron-LM.
 _APPENDED = re.compile(r"[-_.](tfrecord|text_document|text_sentence|train|training)$", re.IGNORECASE)
-_NUMBERS = re.compile(r"((?:[-_.]\d+)+)(-of-\d+)?$", re.IGNORECASE)
+_NUMBERS = re.compile(r"((?:[-_.]\d+)+)([-_]of[-_]\d+)?$", re.IGNORECASE)
+_NUMBERED_WORD = re.compile(rf"({'|'.join(_NEUTRAL)})\d+", re.IGNORECASE)
 
 TOKEN_FORMATS = (".bin", ".npy", ".ds")
-_SUFFIXES = (*STREAMS, *TABLES, *filter(None, COMPRESSIONS), *TOKEN_FORMATS)
+# Spark puts these into names before the format.
+_SPARK = (".snappy", ".c000")
+_SUFFIXES = (*STREAMS, *TABLES, *filter(None, COMPRESSIONS), *TOKEN_FORMATS, *_SPARK)
 
 # Files that lie beside data and are not data, by name in lower case.
 _FURNITURE = (
-    "readme", "readme.*", "*_readme.*", "license*", "licence*", "copying*", "notice*", "authors*", "contributing*",
-    "changelog*", "citation*", "code_of_conduct*", "sources.md", "datasheet.*", "dataset_card.*",
-    "*sha256sum*", "*sha1sum*", "*sha512sum*", "*md5sum*", "checksum*", "*.checksum", "*.sha256", "*.sha1", "*.sha512",
-    "*.md5", "*.sig", "*.asc", "*.crc", "_success", "_committed_*", "_started_*", "_metadata", "_common_metadata",
+    "*.checksum", "*.sha256", "*.sha1", "*.sha512", "*.md5", "*.sig", "*.asc", "*.crc",
+    "_success", "_committed_*", "_started_*", "_metadata", "_common_metadata",
     "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "index.json", "manifest.json",
     "metadata.json", "*.index.json", "cache-*.arrow", "config.json", "tokenizer.json", "tokenizer_config.json",
-    "tokenizer.model", "special_tokens_map.json", "desktop.ini", "thumbs.db",
+    "tokenizer.model", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "desktop.ini", "thumbs.db",
     "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.ico",
+    # What OLMo and Megatron keep beside tokens: masks, and orders of documents and samples.
+    "*label_mask*.npy", "*labels_mask*.npy", "*indexmap*.npy", "*doc*_idx.npy", "*sample_idx.npy", "*shuffle_idx.npy",
+    "*document_index.npy", "*sample_index.npy", "*shuffle_index.npy",
 )  # fmt: skip
-_FURNITURE_FOLDERS = ("__macosx", "__pycache__", "_temporary", "_delta_log", "lost+found")
+_PAPERS = re.compile(
+    r"(readme|licen[sc]e|copying|notice|authors|contributing|changelog|citation|code_of_conduct|sources|datasheet|dataset_card"
+    r"|requirements|checksums?|(sha(1|256|512)|md5)sums?([-_.].*)?)(\.(md|txt|rst|html|cff|bib))?"
+)
+_CAPITAL_PAPERS = re.compile(r"(.+[-_.])?(README|LICEN[SC]E|COPYING|NOTICE)([-_.].*)?")
+_FURNITURE_FOLDERS = (
+    "__macosx", "__pycache__", "_temporary", "_delta_log", "_change_data", "lost+found", "$recycle.bin", "#recycle", "@eadir",
+    "system volume information",
+)  # fmt: skip
 # Folders beside domains of records that are none if all they hold is text.
 _SIDE_FOLDERS = (
     "assets", "scripts", "logs", "images", "figures", "config", "configs", "tools", "notebooks", "metadata", "urls",
+    "licenses",
 )  # fmt: skip
 # Formats of text or tokens that acodm does not read. A folder with only such files is not passed over.
 _UNREAD_FORMATS = (
@@ -65,7 +82,10 @@ def is_hidden(name: str) -> bool:
 
 def is_furniture(name: str) -> bool:
     """Whether a file of this name lies beside data and is not data, such as a README, a licence or checksums."""
-    return any(fnmatch(name.lower(), pattern) for pattern in _FURNITURE)
+    if _PAPERS.fullmatch(name.lower()) or any(fnmatch(name.lower(), pattern) for pattern in _FURNITURE):
+        return True
+    formats = set(map(str.lower, Path(name).suffixes)) & set(_SUFFIXES)
+    return _CAPITAL_PAPERS.fullmatch(name) is not None and formats <= {".md", ".txt"}
 
 
 def is_furniture_folder(name: str) -> bool:
@@ -95,65 +115,63 @@ def stem(path: Path) -> str:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name, in lower case, without numbers and words at its end that say nothing."""
-    words = [word for word in _CUT.split(_HOLD_OUT.sub(r"\1out", name.lower())) if word]
-    while words and (words[-1].isdigit() or words[-1] in _NEUTRAL):
+    """The words of a name, in lower case, without those at its end that say nothing."""
+    words = _all_words(name)
+    while words and (words[-1] in _NEUTRAL or _SIZE.fullmatch(words[-1])):
         words.pop()
     return words
 
 
+def _all_words(name: str) -> list[str]:
+    return [word.lower() for word in _CUT.split(_HOLD_OUT.sub(r"\1out", name)) if word]
+
+
 def _split_of(word: str) -> str | None:
-    found = _SPLIT.fullmatch(word)
-    return None if found is None else TRAIN if found[1] == "training" else found[1]
+    return _SPLITS.get(word.rstrip("0123456789"))
 
 
-def split_of_folder(name: str) -> str | None:
-    """The split that a folder is named for: a held-out word, TRAIN or None. The name is, or ends with, its word."""
+def first_split(name: str) -> str | None:
+    """The split that the first word of a name stands for: a held-out word, TRAIN or None."""
+    words = _words(name)
+    return _split_of(words[0]) if words else None
+
+
+def last_split(name: str) -> str | None:
+    """The split that the last word of a name stands for, but for words that say nothing: a held-out word, TRAIN or None."""
     words = _words(name)
     return _split_of(words[-1]) if words else None
 
 
-def split_of_records(name: str, first_word: bool) -> str | None:
-    """The split that a file of records or tokens is named for. name: the file's stem. first_word: whether the word may
-    also begin the name, as in `test_en`; not where files are named by their domains."""
-    words = _words(name)
-    if not words:
-        return None
-    return _split_of(words[-1]) or (_split_of(words[0]) if first_word else None)
-
-
-def split_of_text(name: str) -> str | None:
-    """The split that a text file is named for. Text files are documents whose names are about anything, so the word is
-    the whole name, or stands behind a dot as in `wiki.valid.txt`."""
-    words = _words(name)
-    if len(words) == 1:
-        return _split_of(words[0])
-    behind_dot = _words(name.rpartition(".")[2]) if "." in name else []
-    return _split_of(behind_dot[0]) if len(behind_dot) == 1 else None
+def whole_split(name: str) -> str | None:
+    """The split that a name stands for which has no other word: a held-out word, TRAIN or None."""
+    return last_split(name) if len(_words(name)) == 1 else None
 
 
 def names_a_split(name: str) -> bool:
     """Whether a whole word of a name is a held-out word, wherever it stands."""
-    return any(_split_of(word) not in (None, TRAIN) for word in _CUT.split(_HOLD_OUT.sub(r"\1out", name.lower())))
+    return any(_split_of(word) not in (None, TRAIN) for word in _all_words(name))
 
 
-def split_in(name: str) -> str:
-    """The split that a name stands for which is known to name one, such as `test_sft`."""
-    words = _CUT.split(_HOLD_OUT.sub(r"\1out", name.lower()))
-    found = [word for word in map(_split_of, words) if word is not None]
-    return next((word for word in found if word != TRAIN), TRAIN)
+def split_in(name: str) -> str | None:
+    """The split that a name stands for which is known to name a split if it holds such a word, as `test_sft` does."""
+    found = [word for word in map(_split_of, _all_words(name)) if word is not None]
+    return next((word for word in found if word != TRAIN), found[0] if found else None)
 
 
 def without_split(name: str) -> str:
     """A name without the word of a split at its end, and without what follows it: `code` of `code-test-00001`."""
     cuts = list(_CUT.finditer(name))
     for cut in [*reversed(cuts), None]:
-        start = cut.end() if cut else 0
-        words = _words(name[start:])
-        if len(words) == 1 and _split_of(words[0]):
+        if whole_split(name[cut.end() if cut else 0 :]):
             rest = name[: cut.start()] if cut else ""
             return "" if rest.lower() in _QUANTITIES else rest
     return name
+
+
+def without_first_split(name: str) -> str:
+    """A name without the word of a split at its beginning: `web` of `test_web`."""
+    cut = _CUT.search(name)
+    return name[cut.end() :] if cut and not whole_split(name) and whole_split(name[: cut.start()]) else name
 
 
 # Domains in the names of files
@@ -177,19 +195,19 @@ def parts_of_sets(stems: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         digits = tuple(int(number) for number in re.findall(r"\d+", numbers[1])) if numbers else ()
         total = numbers[2] or "" if numbers else ""
         base = _without_appended(base[: numbers.start()]) if numbers else base
-        if base.isdigit() or not _words(base):
+        if base.isdigit() or not _words(base) or _NUMBERED_WORD.fullmatch(base):
             base = ""
         sets[base][name] = (digits, total)
     domains: dict[str, str] = {}
     said = []
     for base, parts in sets.items():
         numbered = {name: part for name, part in parts.items() if part[0]}
-        if not numbered or _is_set(list(numbered.values())):
+        if not base or not numbered or _is_set(list(numbered.values())):
             domains |= dict.fromkeys(parts, base)
-            said += _of_parts(base, list(numbered.values()))
+            said += _of_parts(base, list(numbered.values())) if base else []
         else:
             domains |= {name: base if name not in numbered else _without_appended(name) for name in parts}
-            if base and len(numbered) > 1:
+            if len(numbered) > 1:
                 names = sorted(domains[name] for name in numbered)
                 shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
                 said.append(f"{shown} are domains of their own: their numbers do not count the parts of one")
@@ -210,10 +228,20 @@ def _is_set(parts: list[tuple[tuple[int, ...], str]]) -> bool:
 
 
 def _of_parts(base: str, parts: list[tuple[tuple[int, ...], str]]) -> list[str]:
-    total = int(parts[0][1].rpartition("-")[2]) if parts and parts[0][1] else len(parts)
+    total = int(re.split("[-_]", parts[0][1])[-1]) if parts and parts[0][1] else len(parts)
     if len(parts) < total:
         return [f"{base}: {len(parts)} of {total} parts are there"]
     return [f"{base} is one domain of {len(parts)} parts"] if len(parts) > 1 else []
+
+
+def missing_parts(base: str, stems: Iterable[str]) -> list[str]:
+    """What should be said of parts of one domain, of which a name says how many there are. base: the domain."""
+    sets: dict[str, set[str]] = defaultdict(set)
+    for name in stems:
+        if (numbers := _NUMBERS.search(name)) and numbers[2]:
+            sets[name[: numbers.start()] + numbers[2]].add(name)
+    counts = [(len(parts), int(re.split("[-_]", total)[-1])) for total, parts in sets.items()]
+    return [f"{base}: {found} of {total} parts are there" for found, total in counts if found < total]
 
 
 def domain_of_held_out(name: str, domains: Iterable[str]) -> str:

@@ -32,6 +32,7 @@ _EXAMPLES = 3
 # A file that holds so many times its own size in text is no ordinary archive; small files may.
 _MOST_EXPANSION = 500
 _EXPANSION_CHECKED = 1 << 28
+_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _domain_name(value: Any, labels: list[str] | None) -> str | None:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return labels[value] if labels is not None and 0 <= value < len(labels) else str(value)
-    return value if isinstance(value, str) and value.strip() else None
+    return value.strip() or None if isinstance(value, str) else None
 
 
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a record"}
@@ -161,6 +162,8 @@ def _field(record: Any, name: str) -> Any:
                 record = json.loads(record)
             except (ValueError, RecursionError):
                 return None
+        if isinstance(record, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in record):
+            record = dict(record)  # a map of Parquet
         record = record.get(part) if isinstance(record, dict) else None
     return record
 
@@ -206,8 +209,17 @@ def size_of(path: Path) -> int:
         raise UsageError(f"{path}: cannot be read ({in_short(error)})") from None
 
 
+def check_fetched(path: Path) -> None:
+    """Raises UsageError if a file is only a pointer of git-lfs to the real one."""
+    if size_of(path) < _POINTER_BYTES:
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise UsageError(f"{path}: a pointer of git-lfs, not the file itself; fetch it with git lfs pull")
+
+
 def _items(path: Path, fields: Fields, on_bytes: Callable[[int], None]) -> Iterator[Item]:
     suffix, compression = suffixes(path)
+    check_fetched(path)
     if suffix in TABLES:
         yield from _read_rows(path, TABLES[suffix], fields, on_bytes)
         return
@@ -263,6 +275,8 @@ def _read_text(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[Item]:
                 f"a text file is one document, of at most {MAX_TEXT_BYTES >> 20} MiB",
                 "split it, or make a .jsonl with a document per line",
             )
+        if b"\0" in data:
+            raise BadRecord("holds NUL bytes; it is not text, or not in UTF-8", "convert the file to UTF-8")
         yield Document(_decode(data), None)
     except BadRecord as error:
         yield error.at(str(path))
@@ -456,6 +470,9 @@ def _arrow_batches(path: Path, fields: Fields) -> Batches:
             file = pa.ipc.open_file(source)
             batches = ((file.get_batch(i), 1 / file.num_record_batches) for i in range(file.num_record_batches))
         except pa.ArrowInvalid:
+            source.seek(max(0, size - 4))
+            if source.read() != bytes(4):  # its end is marked with zeros
+                raise UsageError(f"{path}: truncated (the end of the stream is missing); save it again") from None
             source.seek(0)
             file = pa.ipc.open_stream(source)
             # The number of batches is not known ahead: the position in the file gives the share instead.

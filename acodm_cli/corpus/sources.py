@@ -94,8 +94,12 @@ def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None, fol
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # a name that no file can have, or an unknown user's home
         raise UsageError(f"--data {in_short(ValueError(data), 80)}: {in_short(error)}") from None
+    if domain_tokens is not None and path.exists():
+        raise UsageError("--domain-tokens is for a dataset of the hub, and does nothing with files; leave it out")
     if path.is_dir():
         return _checked(_of_folder(path, fields, follow_links))
+    if path.suffix == ".toml" and fields.domain is not None:
+        raise UsageError("--domain-field does nothing with a manifest, which names the domains; leave it out")
     if path.suffix == ".toml":
         return _checked(_of_manifest(path, fields, follow_links))
     if path.is_file():
@@ -172,12 +176,12 @@ def _of_folder(folder: Path, fields: Fields, follow_links: bool) -> CorpusPlan:
     if any(file.kind != "text" for file in found):
         for side in [name for name, files in in_folders.items() if names.is_side_folder(name)]:
             if all(file.kind == "text" for file in in_folders[side]):
-                account.furniture += [file.path for file in in_folders.pop(side)]
+                account.unread += [file.path for file in in_folders.pop(side)]
     by_name = _by_file_names(at_top, bool(in_folders), account, where)
     if not by_name and len(in_folders) == 1:
         _check_depth(folder, next(iter(in_folders.items())))
-    _pass_over_folders(folder, in_folders, account)
-    sources = [
+    _check_unread_folders(folder, in_folders, account)
+    sources: list[Source] = [
         _of_domain(domain, in_folders.get(domain, []), by_name.get(domain, []), fields, account, where)
         for domain in sorted({*in_folders, *by_name})
     ]
@@ -192,10 +196,11 @@ def _by_file_names(
         account.unread += [file.path for file in files if file.kind == "text"]
         files = [file for file in files if file.kind != "text"]
     train = [file for file in files if file.held_out_word(named_by_domain=True) is None]
-    domains, said = names.parts_of_sets(sorted({file.stem for file in train}))
+    stems = {file: names.without_first_split(file.stem) if "first" in file.beside else file.stem for file in files}
+    domains, said = names.parts_of_sets(sorted({stems[file] for file in train}))
     account.said += said
     for file in train:
-        if not domains[file.stem]:
+        if not domains[stems[file]]:
             raise UsageError(
                 f"{where}: the name of {file.path.name} names no domain; name the field with each record's domain "
                 "(--domain-field), or put the files of each domain into a sub-folder named for it"
@@ -203,7 +208,7 @@ def _by_file_names(
     found: dict[str, list[DataFile]] = defaultdict(list)
     for file in files:
         held_out = file.held_out_word(named_by_domain=True) is not None
-        domain = names.domain_of_held_out(file.stem, domains.values()) if held_out else domains[file.stem]
+        domain = names.domain_of_held_out(stems[file], domains.values()) if held_out else domains[stems[file]]
         if not domain:
             raise UsageError(
                 f"{where} has a file per domain, and {file.path.name} is held out, but of which domain? put the files of each "
@@ -225,24 +230,15 @@ def _check_depth(folder: Path, only: tuple[str, list[DataFile]]) -> None:
         )
 
 
-def _pass_over_folders(folder: Path, in_folders: Iterable[str], account: Account) -> None:
-    """Passes over folders beside those of domains which hold no data.
-
-    Raises:
-        UsageError: such a folder holds data that cannot be read.
-    """
-    unread, account.unread = account.unread, []
-    for path in unread:
+def _check_unread_folders(folder: Path, in_folders: Iterable[str], account: Account) -> None:
+    """Raises UsageError if a folder beside those of domains holds data, but none that can be read."""
+    for path in account.unread:
         top, *below = path.relative_to(folder).parts
-        if not below or top in in_folders or names.split_of_folder(top) is not None:
-            account.unread.append(path)
-        elif names.may_be_data(path):
+        if below and top not in in_folders and names.may_be_data(path) and kind_of(path) is None:
             raise UsageError(
                 f"domain {top} has no training file in {folder / top}, but {path.name}; {READ}; convert it, or move the "
                 "folder away"
             )
-        else:
-            account.furniture.append(path)
 
 
 def _instead(account: Account) -> str:
@@ -274,7 +270,7 @@ def _of_domain(
     account: Account,
     where: str,
     validation: list[DataFile] | None = None,
-) -> Source:
+) -> FileSource | TokenSource:
     """Returns the source of a domain. in_folder: the files in its folder. named: the files that are named for it.
     validation: its validation files, None for those whose names say so."""
     train, held_out = _split(in_folder, named_by_domain=False)
@@ -290,8 +286,13 @@ def _of_domain(
             f"domain {domain} has no training file in {where}: {_shown(files)} held out (validation or test) by name; rename "
             "what should be trained on"
         )
-    if doubtful := [file for file in train if names.names_a_split(file.stem)]:
-        account.said.append(f"{domain}: trained on although their names hold a word such as test: {_shown(doubtful)}")
+    _warn_of_names(f"domain {domain}: ", train, account)
+    if {"text", "records"} <= {file.kind for file in train}:
+        texts = [file for file in train if file.kind == "text"]
+        account.warnings.append(
+            f"domain {domain}: text files beside records are taken for documents too: {_shown(texts)}"
+        )
+    account.warnings += names.missing_parts(domain, [file.stem for file in in_folder])
     paths = [tuple(sorted(file.path for file in part)) for part in (train, used)]
     kinds = {file.kind == "tokens" for file in (*train, *used)}
     if kinds == {True, False}:
@@ -299,6 +300,11 @@ def _of_domain(
         other = next(file.path.name for file in (*train, *used) if file.kind != "tokens")
         raise UsageError(f"domain {domain} has both tokens ({tokens}) and documents ({other}); give it one kind")
     return TokenSource(domain, paths[0], paths[1]) if True in kinds else FileSource(domain, paths[0], paths[1], fields)
+
+
+def _warn_of_names(where: str, train: list[DataFile], account: Account) -> None:
+    if doubtful := [file for file in train if any(map(names.names_a_split, (*file.folders, file.stem)))]:
+        account.warnings.append(f"{where}trained on although their names hold a word such as test: {_shown(doubtful)}")
 
 
 def _of_fields(files: list[DataFile], fields: Fields, account: Account, where: str) -> FileSource:
@@ -309,6 +315,7 @@ def _of_fields(files: list[DataFile], fields: Fields, account: Account, where: s
     if not train:
         held_out = f"; {validation[0].path.name} is held out by its name" if validation else ""
         raise UsageError(f"{where} has no file whose records could carry {fields.domain!r}{held_out}; {READ}")
+    _warn_of_names("", train, account)
     taken = {file.path for file in (*train, *validation)}
     if passed_over := [file for file in records if file.path not in taken]:
         account.said.append(f"also held out, but not validated on: {_shown(passed_over)}")
@@ -320,10 +327,9 @@ def _of_fields(files: list[DataFile], fields: Fields, account: Account, where: s
 # Manifests
 
 _MANIFEST_KEYS = {"name", "text_field", "domains"}
-_DOMAIN_KEYS = {
-    "files", "validation", "dataset", "config", "split", "validation_split", "revision", "tokens", "text_field", "weight",
-    "upsampling",
-}  # fmt: skip
+_COMMON_KEYS = {"text_field", "weight", "upsampling"}
+_FILE_KEYS = {"files", "validation"}
+_DATASET_KEYS = {"dataset", "config", "split", "validation_split", "revision", "tokens"}
 
 
 def _of_manifest(path: Path, fields: Fields, follow_links: bool) -> CorpusPlan:
@@ -347,7 +353,7 @@ def _of_manifest(path: Path, fields: Fields, follow_links: bool) -> CorpusPlan:
         where = f"manifest {path}, domain {name}"
         if not isinstance(entry, dict):
             raise UsageError(f"{where}: not a table with files or a dataset")
-        _check_keys(entry, _DOMAIN_KEYS, where)
+        _check_keys(entry, _COMMON_KEYS | _FILE_KEYS | _DATASET_KEYS, where)
         plan.sources.append(_of_entry(path.parent, name, entry, default, where, plan.account, follow_links))
         for key, found in (("weight", plan.weights), ("upsampling", plan.upsampling)):
             value = _value(entry, key, (int, float), where)
@@ -366,6 +372,10 @@ def _of_entry(
     dataset = _value(entry, "dataset", str, where)
     if (dataset is None) == ("files" not in entry):
         raise UsageError(f"{where}: give either files or a dataset")
+    for key in sorted((_DATASET_KEYS if dataset is None else _FILE_KEYS) & set(entry)):
+        raise UsageError(
+            f"{where}: {key} does nothing with {'files' if dataset is None else 'a dataset'}; leave it out"
+        )
     if dataset is not None:
         return HubSource(
             name,
@@ -383,7 +393,20 @@ def _of_entry(
         validation = _matching(folder, entry["validation"], where, account, follow_links)
         held_out = {identity(file.path) for file in validation}
         files = [file for file in files if identity(file.path) not in held_out]
-    return _of_domain(name, files, [], fields, account, where, validation)
+        if not files:
+            raise UsageError(f"{where}: all of its files are its validation files too; leave some to train on")
+    source = _of_domain(name, files, [], fields, account, where, validation)
+    explicit = [file for file in files if file.path in source.train]
+    if doubtful := [file for file in explicit if any(map(names.names_a_split, _folders_below(folder, file)))]:
+        account.warnings.append(f"{where}: trained on although their folders are named as held out: {_shown(doubtful)}")
+    return source
+
+
+def _folders_below(folder: Path, file: DataFile) -> tuple[str, ...]:
+    """The names of the folders from a manifest's folder down to a file, but for those that decide its split anyway."""
+    path = file.path
+    outer = path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else path.parts[-3:-1]
+    return outer[: len(outer) - len(file.folders)]
 
 
 def _dataset(folder: Path, dataset: str, where: str) -> str:
@@ -400,7 +423,7 @@ def _dataset(folder: Path, dataset: str, where: str) -> str:
 def _matching(folder: Path, patterns: Any, where: str, account: Account, follow_links: bool) -> list[DataFile]:
     if isinstance(patterns, str):
         patterns = [patterns]
-    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise UsageError(f"{where}: files are a pattern or a list of patterns")
     found: dict[tuple[int, int], DataFile] = {}
     for pattern in patterns:

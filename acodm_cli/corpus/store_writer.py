@@ -260,6 +260,7 @@ class _StoreWriter:
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         self.domains: dict[str, _Domain] = {}
         self.useless = 0
+        self.fruitful: set[tuple[str, int]] = set()
         self.done: set[str] = set()
         self.thread = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
@@ -305,6 +306,7 @@ class _StoreWriter:
             held_out = split == "validation" or (hold_out and is_held_out(document.text_hash))
             into = "validation" if held_out else "train"
             length = len(document.ids) + 1
+            self.fruitful.add((split, document.file))
             if split == "train":
                 domain.files.add(document.file)
             domain.documents += 1
@@ -376,6 +378,7 @@ class _StoreWriter:
             "dtype": self.dtype.name,
             "bad": {"count": self.bad.count, "examples": self.bad.examples},
             "blank": sorted(set(self.domains) - set(names)),
+            "fruitful": sorted(self.fruitful),
             "domains": entries,
         }
         (self.folder / "index.json").write_text(json.dumps(index))

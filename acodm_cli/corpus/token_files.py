@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from acodm_cli.corpus.readers import check_fetched
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import UsageError
 from acodm_cli.writing import in_short
@@ -85,6 +86,7 @@ def open_tokens(path: Path, tokenizer: Tokenizer) -> TokenFile:
         UsageError: a file is missing, damaged, of another format, or holds ids that the tokenizer does not have.
     """
     try:
+        check_fetched(path)
         found = {".bin": _open_indexed, ".npy": _open_numpy, ".ds": _open_datatrove}[path.suffix](path, tokenizer)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({in_short(error)})") from None
@@ -121,6 +123,8 @@ def _open_indexed(path: Path, tokenizer: Tokenizer) -> TokenFile:
 def _read_index(index: Path) -> tuple[np.dtype, NDArray[np.int32], NDArray[np.int64]]:
     """Returns (type of the ids, lengths of sequences in tokens, bounds of documents in sequences) of a .idx file."""
     try:
+        if index.exists() and not index.is_file():
+            raise UsageError(f"{index}: not a file; a .bin needs its .idx beside it")
         with index.open("rb") as file:
             header = file.read(_HEADER.size)
         size = index.stat().st_size

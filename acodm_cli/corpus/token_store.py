@@ -103,12 +103,14 @@ class DomainStore:
 @dataclass(frozen=True)
 class Opened:
     """The domains of a source, in order of name. bad: how many records were left out. examples: some of these, as messages.
-    blank: the domains that were left out because none of their documents has text."""
+    blank: the domains that were left out because none of their documents has text. fruitless: the files that gave no
+    document."""
 
     domains: list[DomainStore]
     bad: int = 0
     examples: tuple[str, ...] = ()
     blank: tuple[str, ...] = ()
+    fruitless: tuple[Path, ...] = ()
 
 
 def open_source(
@@ -155,7 +157,14 @@ def _open_folder(folder: Path, source: FileSource | HubSource, sequence: int) ->
             _open_domain(folder, number, entry, dtype, source, sequence)
             for number, entry in enumerate(index["domains"])
         ]
-        return Opened(domains, int(bad["count"]), tuple(map(str, bad["examples"])), tuple(map(str, index["blank"])))
+        fruitful = {(split, number) for split, number in index["fruitful"]}
+        return Opened(
+            domains,
+            int(bad["count"]),
+            tuple(map(str, bad["examples"])),
+            tuple(map(str, index["blank"])),
+            _fruitless(source, fruitful),
+        )
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EIO):
             more = "; raise the limit with ulimit -n" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
@@ -163,6 +172,13 @@ def _open_folder(folder: Path, source: FileSource | HubSource, sequence: int) ->
         raise _damaged(folder) from None
     except (ValueError, KeyError, TypeError):
         raise _damaged(folder) from None
+
+
+def _fruitless(source: FileSource | HubSource, fruitful: set[tuple[str, int]]) -> tuple[Path, ...]:
+    if isinstance(source, HubSource):
+        return ()
+    sides = (("train", source.train), ("validation", source.validation))
+    return tuple(path for split, paths in sides for n, path in enumerate(paths) if (split, n) not in fruitful)
 
 
 def _damaged(folder: Path) -> AcodmError:
@@ -236,8 +252,9 @@ def _open_token_source(source: TokenSource, tokenizer: Tokenizer, sequence: int)
     found = [document_ends(file, tokenizer) for file in train]
     ends = [each.ends_N for each in found]
     warnings = _unended(source.domain, train, ends, tokenizer)
-    if source.validation:
-        validation = [open_tokens(path, tokenizer) for path in source.validation]
+    validation = [open_tokens(path, tokenizer) for path in source.validation]
+    _check_copies([*train, *validation])
+    if validation:
         key = content_key(train) + content_key(validation)
     else:
         key = "".join(content_key(side) for side in _cut(train, ends, 0))
@@ -250,6 +267,19 @@ def _open_token_source(source: TokenSource, tokenizer: Tokenizer, sequence: int)
     )
     stores = [TokenStore(*(file.mapped() for file in files)) for files in (train, validation)]
     return DomainStore(source.domain, stores[0], stores[1], _key(key), provenance)
+
+
+def _check_copies(files: Sequence[TokenFile]) -> None:
+    """Raises UsageError if two files of a domain hold the same tokens."""
+    of_length: dict[int, list[TokenFile]] = {}
+    for file in files:
+        of_length.setdefault(file.length, []).append(file)
+    for alike in of_length.values():
+        seen: dict[str, TokenFile] = {}
+        for file in alike if len(alike) > 1 else ():
+            first = seen.setdefault(content_key([file]), file)
+            if first is not file:
+                raise UsageError(f"{first.path} and {file.path} hold the same tokens; remove one of them")
 
 
 def _cut(
@@ -286,12 +316,13 @@ def _count(kept: Sequence[TokenFile], ends: Sequence[NDArray[np.int64]]) -> int:
 def _unended(
     domain: str, files: Sequence[TokenFile], ends: Sequence[NDArray[np.int64]], tokenizer: Tokenizer
 ) -> tuple[str, ...]:
-    share, common = max(unended(file, ends_N, tokenizer) for file, ends_N in zip(files, ends, strict=True))
+    found = [(*unended(file, ends_N, tokenizer), file.path.name) for file, ends_N in zip(files, ends, strict=True)]
+    share, common, name = max(found)
     if share <= 0.01:
         return ()
     instead = f", most with {common!r}" if common and common != tokenizer.end_text else ""
     return (
-        f"domain {domain}: {share:.0%} of its documents do not end with the end-of-document token {tokenizer.end_text!r}{instead}, "
+        f"domain {domain}: {share:.0%} of the documents of {name} do not end with the end-of-document token {tokenizer.end_text!r}{instead}, "
         "so documents run into one another; make the tokens anew with it (--append-eod of Megatron-LM), or name their own "
         "with --eos-token",
     )

@@ -145,10 +145,13 @@ def _of_hub(source: str, name: str) -> Path | None:
 
 
 def _configuration(path: Path | None) -> dict[str, Any]:
+    """The content of a JSON file, empty if there is none. Raises UsageError if it cannot be read."""
     try:
-        if path is None or path.stat().st_size > _LARGEST_CONFIGURATION:
+        if path is None or not path.is_file():
             return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
+        if path.stat().st_size > _LARGEST_CONFIGURATION:
+            raise ValueError("it is too large")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}, which names the end of documents, cannot be read ({in_short(error)}); mend it, or name the token with --eos-token") from None  # fmt: skip
     return content if isinstance(content, dict) else {}

@@ -98,6 +98,27 @@ def test_what_is_no_file_is_not_opened(tokenizer_file: Path, tmp_path: Path) -> 
     assert [path.name for path in corpus.account.unread] == ["1.jsonl"]
 
 
+def test_a_pipe_in_the_place_of_a_description_is_not_opened(tokenizer_file: Path, tmp_path: Path) -> None:
+    for name in ("code", "web"):
+        put(tmp_path / "data" / name / "0.jsonl", records(name))
+    for name in ("state.json", "dataset_dict.json"):
+        os.mkfifo(tmp_path / "data" / "code" / name)
+    assert opened(tmp_path / "data", tokenizer_file, tmp_path / "cache").names == ["code", "web"]
+    put(tmp_path / "tokens" / "a.bin", b"12")
+    os.mkfifo(tmp_path / "tokens" / "a.idx")
+    with pytest.raises(UsageError, match=r"a.idx: not a file"):
+        opened(tmp_path / "tokens", tokenizer_file, tmp_path / "cache")
+
+
+def test_names_that_a_terminal_would_obey_are_refused(tokenizer_file: Path, tmp_path: Path) -> None:
+    put(
+        tmp_path / "x.jsonl",
+        [{"text": "some words", "set": name} for name in ("web", "\x1b[31mred") for _ in range(30)],
+    )
+    with pytest.raises(UsageError, match=r"domain '\\x1b\[31mred' cannot be printed"):
+        opened(tmp_path, tokenizer_file, tmp_path.parent / "cache", domain_field="set")
+
+
 def test_a_state_of_datasets_leads_nowhere(tokenizer_file: Path, tmp_path: Path) -> None:
     put(tmp_path / "s.arrow", b"x")
     put(tmp_path / "data" / "code" / "state.json", json.dumps({"_data_files": [{"filename": "../../s.arrow"}]}))

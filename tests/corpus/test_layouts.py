@@ -150,6 +150,44 @@ def text_documents(folder: Path) -> None:
         put(folder / "web" / f"{number}.txt", texts(f"web{number}", 1, 60)[0])
 
 
+def odd_folders(folder: Path, name: str) -> None:
+    for split in ("train", "test_unseen", "dev-v2.0", "val_small", "validation_matched", "split=test"):
+        put(folder / name / split / "0.jsonl", records(f"In{split[:7]}{name}"))
+
+
+def odd_files(folder: Path, name: str) -> None:
+    for split in ("train", "testset", "devtest", "TestSet2", "validate"):
+        put(folder / name / f"{split}.jsonl", records(f"In{split}{name}"))
+
+
+def first_words(folder: Path, name: str) -> None:
+    for split in ("train", "test"):
+        put(folder / f"{split}_{name}.jsonl", records(f"In{split}{name}"))
+
+
+def languages(folder: Path, name: str) -> None:
+    for split in ("train", "test"):
+        put(folder / name / f"{split}.en.txt", " ".join(texts(f"In{split}{name}", 30)))
+
+
+def by_spark(folder: Path, name: str) -> None:
+    for split in ("", ".test"):
+        table = pa.table({"text": texts(f"In{split[1:] or 'train'}{name}")})
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, folder / name / f"part{split}.snappy.parquet")
+
+
+def named_in_a_manifest(folder: Path) -> None:
+    for split in ("train", "test"):
+        put(folder / "c" / split / "0.jsonl", records(f"In{split}"))
+    put(folder / "w" / "0.jsonl", records("web"))
+    put(folder / "m.toml", '[domains.code]\nfiles = ["c/train/*", "c/test/*"]\n[domains.web]\nfiles = "w/*"\n')
+
+
+def one_long_document(folder: Path) -> None:
+    put(folder / "code" / "0.jsonl", [*records("Short"), {"text": " ".join(texts("Long", 400))}])
+
+
 def text_splits(folder: Path, name: str) -> None:
     for split in ("train", "valid", "test"):
         put(folder / name / f"wiki.{split}.txt", " ".join(texts(f"In{split}{name}", 30)))
@@ -199,6 +237,28 @@ SPLITS = {
         said="trained on although their names hold a word such as test: .*md",
     ),
     "text files of splits": Case(both(text_splits), trained=("Intrain",), held_out=("Invalid",), neither=("Intest",)),
+    "words that are not the last of a folder's name": Case(
+        both(odd_folders),
+        trained=("Intraincode",),
+        held_out=("Invalidatcode", "Invalidatweb"),
+        neither=("Intest_un", "Indev-v2", "Inval_sma", "Insplit=t"),
+    ),
+    "words of several kinds": Case(
+        both(odd_files),
+        trained=("Intraincode",),
+        held_out=("Invalidatecode",),
+        neither=("Intestset", "Indevtest", "InTestSet"),
+    ),
+    "words before the domain": Case(both(first_words), trained=("Intraincode",), held_out=("Intestcode", "Intestweb")),
+    "text files of splits and languages": Case(both(languages), trained=("Intraincode",), held_out=("Intestcode",)),
+    "files of Spark": Case(both(by_spark), trained=("Intraincode",), held_out=("Intestcode",)),
+    "folders that a manifest names": Case(
+        named_in_a_manifest,
+        data="m.toml",
+        trained=("Intest",),
+        said="trained on although their folders are named as held out: 0.jsonl",
+    ),
+    "one long document": Case(beside_web(one_long_document), trained=("Short", "Long")),
     "only a test split": Case(
         beside_web(only_a_test_split),
         refused=r"code has no training file .*test-00000-of-00001.jsonl held out .*rename",
@@ -287,6 +347,60 @@ def linked_inside(folder: Path) -> None:
     (folder / "code" / "up").symlink_to(folder)
 
 
+def pointers(folder: Path) -> None:
+    put(folder / "code" / "0.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+
+
+def text_beside_records(folder: Path) -> None:
+    put(folder / "code" / "0.jsonl", records("Record"))
+    put(folder / "code" / "log.txt", " ".join(texts("Text")))
+
+
+def not_text(folder: Path) -> None:
+    put(folder / "code" / "0.txt", "in sixteen bits".encode("utf-16-le"))
+
+
+def scripts(folder: Path) -> None:
+    put(folder / "code" / "main.py", "print()")
+    put(folder / "tv" / "0.jsonl", records("tv"))
+
+
+def empty_files(folder: Path) -> None:
+    put(folder / "code" / "0.jsonl", records("code"))
+    put(folder / "code" / "1.jsonl", b"")
+    put(folder / "code" / "2.json", b"[]")
+
+
+def missing_part(folder: Path) -> None:
+    for part in (0, 2):
+        put(folder / "code" / f"train-0000{part}-of-00003.jsonl", records(f"code{part}"))
+
+
+def copied_tokens(folder: Path) -> None:
+    for name in ("a.npy", "a - Copy.npy"):
+        put(folder / "code" / name, np.arange(100, dtype="<u2").tobytes())
+
+
+def cut_stream(folder: Path) -> None:
+    (folder / "code").mkdir(parents=True)
+    table = pa.table({"text": texts("code")})
+    with pa.OSFile(str(folder / "code" / "0.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    path = folder / "code" / "0.arrow"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def own_splits(folder: Path) -> None:
+    for name in ("code", "web"):
+        put(folder / name / "0.jsonl", records(name))
+    put(folder / "dataset_dict.json", json.dumps({"splits": ["code", "web"]}))
+
+
+def unused_keys(folder: Path) -> None:
+    put(folder / "w" / "0.jsonl", records("web"))
+    put(folder / "m.toml", '[domains.code]\nfiles = "w/*"\ntokens = 5\n')
+
+
 def broken_link(folder: Path) -> None:
     put(folder / "code" / "0.jsonl", records("Here"))
     (folder / "code" / "1.jsonl").symlink_to(folder / "gone.jsonl")
@@ -349,6 +463,20 @@ FILES = {
     "a link to the folder of another domain": Case(
         beside_web(linked_domain), refused="zeb and .*web are the same folder"
     ),
+    "a pointer of git-lfs": Case(beside_web(pointers), refused=r"0.txt: a pointer of git-lfs.*git lfs pull"),
+    "text beside records": Case(
+        beside_web(text_beside_records),
+        trained=("Record", "Text"),
+        said="text files beside records are taken for documents too: code/log.txt",
+    ),
+    "bytes that are no text": Case(beside_web(not_text), refused="0.txt: holds NUL bytes"),
+    "a folder of scripts": Case(beside_web(scripts), domains=("tv", "web"), said=r"files not read: 1 \(main.py\)"),
+    "empty files": Case(beside_web(empty_files), said=r"files without any document: .*1.jsonl, .*2.json \(2\)"),
+    "a part that is missing in a folder": Case(beside_web(missing_part), said="code: 2 of 3 parts are there"),
+    "copies of tokens": Case(beside_web(copied_tokens), refused="hold the same tokens; remove one"),
+    "a stream that is cut": Case(beside_web(cut_stream), refused="0.arrow: truncated"),
+    "splits that are domains": Case(own_splits),
+    "keys that do nothing": Case(unused_keys, data="m.toml", refused="domain code: tokens does nothing with files"),
     "brackets in names": Case(brackets, data="v[1]/c.toml", trained=("Bracket",)),
     "one folder too deep": Case(too_deep, refused=r"one folder with data, v1, .* --data .*/data/v1"),
     "a file beside folders": Case(beside_web(beside_folders), trained=("Named",)),
@@ -600,7 +728,7 @@ def test_tokens_without_separators_are_warned_of(tokenizer: Tokenizer, tokenizer
     corpus = open_corpus(CorpusSettings(str(tmp_path / "data"), str(tokenizer_file)))
     warned = [warning for warning in corpus.warnings if "do not end with the end-of-document token" in warning]
     assert [warning.split(":")[0] for warning in warned] == ["domain a", "domain b"]
-    assert "100% of its documents" in warned[0]
+    assert "100% of the documents of a.bin" in warned[0]
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,24 @@ from acodm_cli.corpus import names
         ("validation", "validation"), ("partial-validation", "validation"), ("val_01", "val"), ("val2", "val"),
         ("web.test", "test"), ("example_holdout_0", "holdout"), ("held-out", "heldout"), ("hold_out", "holdout"),
         ("c4-af-validation.tfrecord-00000-of-00001", "validation"), ("eval_set", "eval"), ("evaluation", "evaluation"),
-        ("dev-guide", None), ("valid_json", None), ("invalid", None), ("testing", None), ("contest", None), ("latest", None),
-        ("devel", None), ("web", None), ("", None), ("00000", None),
+        ("dev-guide", None), ("valid_json", None), ("invalid", None), ("testing", "test"), ("contest", None), ("latest", None),
+        ("devel", None), ("web", None), ("", None), ("00000", None), ("val_10k", "val"), ("code_val_v2", "val"), ("TestSet", "test"),
+        ("split=test", "test"), ("devtest", "test"), ("validate", "validation"), ("testset", "test"), ("val_small", "val"),
     ],
 )  # fmt: skip
 def test_only_whole_words_name_splits(name: str, split: str | None) -> None:
-    assert names.split_of_folder(name) == split
-    assert names.split_of_records(name, first_word=False) == split
+    assert names.last_split(name) == split
 
 
-def test_a_first_word_names_the_split_of_records_and_not_of_text() -> None:
-    assert names.split_of_records("test_en", first_word=True) == "test"
-    assert names.split_of_text("test-driven") is None
-    assert names.split_of_text("how-to-test") is None
-    assert names.split_of_text("wiki.valid") == "valid"
-    assert names.split_of_text("test_003") == "test"
+def test_where_the_word_stands() -> None:
+    assert names.first_split("test_en") == "test"
+    assert names.last_split("test_en") is None
+    assert names.whole_split("test_003") == "test"
+    assert names.whole_split("how-to-test") is None
+    assert names.split_in("test_sft") == "test"
+    assert names.split_in("python") is None
+    assert names.without_first_split("test_web") == "web"
+    assert names.without_first_split("test-00000-of-00001") == "test-00000-of-00001"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,9 @@ def test_what_is_left_without_the_split(name: str, rest: str) -> None:
         (["code.train", "code"], ["code", "code"]),
         (["web-0-of-2", "web-1-of-3"], ["web-0-of-2", "web-1-of-3"]),
         (["00", "part-00001"], ["", ""]),
+        (["000_00000", "001_00000"], ["", ""]),
+        (["part-0-00000", "part-0-00001", "chunk1"], ["", "", ""]),
+        (["web_1_of_2", "web_2_of_2"], ["web", "web"]),
     ],
 )
 def test_numbers_are_parts_only_of_a_set(stems: list[str], domains: list[str]) -> None:
@@ -87,5 +93,15 @@ def test_furniture() -> None:
         "_SUCCESS",
     ):
         assert names.is_furniture(name), name
+    for name in ("LICENSE-MIT", "web_README.md", "README.zh-CN.md", "label_mask.npy", "x_indexmap_3_doc_idx.npy"):
+        assert names.is_furniture(name), name
+    for name in (
+        "license-plates.txt",
+        "noticeboard.txt",
+        "checksum-algorithms.md",
+        "citations.jsonl.gz",
+        "authors.jsonl",
+    ):
+        assert not names.is_furniture(name), name
     for name in ("readable.md", "0.jsonl", "code.json", "data.arrow", "notes.txt", "state.jsonl"):
         assert not names.is_furniture(name), name
