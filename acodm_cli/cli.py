@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from acodm_cli import __version__
+from acodm_cli import __version__, errors
 from acodm_cli.commands.inspect_settings import InspectSettings
 from acodm_cli.commands.options import Given, takes
-from acodm_cli.errors import AcodmError, ResourceError, UsageError
+from acodm_cli.errors import AcodmError, Interrupted, ResourceError, UsageError
 from acodm_cli.mixing.settings import MIXER_OF_MODE
 from acodm_cli.runs.settings import Command, RunSettings, StartSettings
 from acodm_cli.settings import as_given, declared
@@ -102,6 +103,7 @@ def _resumed_settings(values: dict[str, Any], named: set[str], command: Command,
     folder = RunFolder(out)
     if out.exists() and not folder.settings_file.is_file():
         folder.clear()
+        _check_complete(values, named, out)
         print(f"{out} is complete; nothing to resume", file=sys.stderr)  # noqa: T201
         return None
     stored = folder.resumable_settings()
@@ -109,15 +111,34 @@ def _resumed_settings(values: dict[str, Any], named: set[str], command: Command,
         raise UsageError(f"the unfinished run of {out} is of acodm {stored.command}; resume it with that command")
     given = [name for name in named if name in values]
     mixer = MIXER_OF_MODE.get(stored.mode, stored.mixer) if command == "apply" else stored.mixer
-    asked = replace(stored, **{name: values[name] for name in given}).anchored(mixer_class(mixer).files)
+    files = mixer_class(mixer).files
+    asked = replace(stored, **{name: values[name] for name in given}).anchored(files)
     for name in given:
         each, before, value = declared(RunSettings)[name], getattr(stored, name), getattr(asked, name)
+        if name == "mixer_options" and _but_for(files, before) == _but_for(files, value):
+            continue  # a file may have moved: what is in it is compared
         if value != before and not each.changeable:
+            was = "default" if before is None else as_given(before)
             raise UsageError(
-                f"{each.option} {as_given(value)} differs from the unfinished run's {as_given(before)}; leave it out, or start "
-                "over with --force"
+                f"{each.option} {as_given(value)} differs from the unfinished run's {was}; leave it out, or start over with --force"
             )
-    return replace(stored, **{name: getattr(asked, name) for name in given if declared(RunSettings)[name].changeable})
+    return asked
+
+
+def _but_for(names: tuple[str, ...], options: dict[str, str] | None) -> dict[str, str]:
+    return {name: value for name, value in (options or {}).items() if name not in names}
+
+
+def _check_complete(values: dict[str, Any], named: set[str], out: Path) -> None:
+    """Raises UsageError if a run is to be resumed that is complete, with another number of steps."""
+    from acodm_cli.schedule.schedule import Schedule
+
+    steps = Schedule.load(str(out)).run.steps
+    if "steps" in named and steps is not None and values["steps"] != steps:
+        raise UsageError(
+            f"{out} is complete with {steps} steps, and a finished run cannot be made longer: its learning rate has come to its "
+            "end; start a new run with another --out"
+        )
 
 
 def _ran_in_ranks(nproc: int | None) -> bool:
@@ -135,10 +156,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. Known errors become one line and their exit code."""
     try:
         code = app(arguments, standalone_mode=False)
+    except Interrupted as error:
+        code = _fail(str(error), error.exit_code, "")
     except AcodmError as error:
         code = _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        code = _fail("interrupted", 130)
+        code = _fail("interrupted", 130, "")
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left; nothing is wrong
         code = 0
@@ -150,11 +173,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> int:
-    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
-    if rank != "0":
-        if code != ResourceError.exit_code:  # the first rank says what all ranks know
+def _fail(message: str, code: int, prefix: str = "error: ") -> int:
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") not in ("", "1") else "0"
+    if rank not in ("", "0"):
+        if errors.joined and code != ResourceError.exit_code:  # the first rank says what all ranks know
             return code
         message = f"rank {rank}: {message}"
-    print("error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
+    with suppress(OSError):
+        print(prefix + " ".join(message.split()), file=sys.stderr)  # noqa: T201
     return code

@@ -4,6 +4,14 @@ Every message is one line that says what is wrong and what to do next. Anything 
 in acodm and keeps its traceback.
 """
 
+import signal
+
+# They ask a run to save itself and stop.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+# Whether this process has joined other ranks; from then on the first rank says what all of them know.
+joined = False
+
 
 class AcodmError(Exception):
     """The run failed for a known reason."""

@@ -14,7 +14,7 @@ FLOORS = (
     {"commands"},
     {"runs", "display", "adapters", "__init__"},
     {"engine", "mixing", "corpus", "schedule", "exports"},
-    {"alignment", "settings", "errors", "writing"},
+    {"alignment", "settings", "errors", "limits", "writing"},
 )
 
 

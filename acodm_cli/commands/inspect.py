@@ -18,7 +18,7 @@ from acodm_cli.commands.inspect_settings import InspectSettings
 from acodm_cli.display import facts
 from acodm_cli.display.inspect import View, domain_order, print_views
 from acodm_cli.display.series import PLOTS, check_plot, chosen, plot_of
-from acodm_cli.display.style import printable
+from acodm_cli.display.style import printable, width_of
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule import compose
 from acodm_cli.schedule.schedule import Schedule
@@ -51,7 +51,10 @@ def run_inspect(settings: InspectSettings) -> None:
     if settings.html is not None:
         _write_html(views, settings.plot, settings.html)
     if settings.out is not None:
-        views[0].schedule.write(settings.out)
+        try:
+            views[0].schedule.write(settings.out)
+        except OSError as error:
+            raise UsageError(f"cannot write {settings.out}: {in_short(error)}; choose another --out") from None
     if settings.json:
         values = [view.facts for view in views]
         values = [value | _compared(views[0], view) for value, view in zip(values, views, strict=True)]
@@ -63,7 +66,7 @@ def run_inspect(settings: InspectSettings) -> None:
     elif written:
         print(*written, sep="\n")  # noqa: T201 - the results, for scripts
     else:
-        print_views(views, settings.plot, Console(highlight=False, markup=False))
+        print_views(views, settings.plot, Console(highlight=False, markup=False, width=width_of(sys.stdout)))
 
 
 def _check(settings: InspectSettings) -> None:

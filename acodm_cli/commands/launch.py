@@ -14,7 +14,8 @@ import sys
 import time
 from types import FrameType
 
-from acodm_cli.errors import UsageError
+from acodm_cli.errors import STOP_SIGNALS, UsageError
+from acodm_cli.limits import cores_of_this_job
 
 # When a rank has failed, the others have so long to notice and to say why.
 GRACE_SECONDS = 15.0
@@ -28,7 +29,7 @@ def run_ranks(count: int, arguments: list[str]) -> int:
     Raises:
         UsageError: this process is a rank itself.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise UsageError("--nproc starts ranks, and this is one already (WORLD_SIZE is set); leave one of the two out")
     arguments = _without_nproc(arguments)
     with socket.socket() as free:
@@ -36,7 +37,7 @@ def run_ranks(count: int, arguments: list[str]) -> int:
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     # torchrun does the same. Ranks that each take all cores would be in each other's way.
-    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores_of_this_job() // count)))
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "acodm_cli", *arguments],
@@ -52,7 +53,7 @@ def run_ranks(count: int, arguments: list[str]) -> int:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    previous = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    previous = {n: signal.signal(n, forward) for n in STOP_SIGNALS}
     try:
         return _wait(ranks)
     finally:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from acodm_cli.corpus.cache import cache_folder, cached_bytes
 from acodm_cli.corpus.preflight import domain_uses
-from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay, make_console
+from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay, make_console, say_at_once
 from acodm_cli.display.summary import print_corpus, print_efficiency, print_preflight, print_summary, print_title
 from acodm_cli.engine.distributed import joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds, flops_per_token, matmul_flops_per_second
@@ -38,22 +38,21 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
     """
     ranks, folder = ranks_asked_for(), RunFolder(start.out)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest(start.resume).installed())
-        stack.enter_context(joined(ranks, settings.device))
         console = make_console(quiet=not ranks.is_first)
+
+        def warn(message: str) -> None:
+            _say(console, f"warning: {message}", "yellow")
+
+        said_by = say_at_once if ranks.is_first else lambda message: None
+        stop = stack.enter_context(StopRequest(start.resume, said_by).installed())
+        stack.enter_context(joined(ranks, settings.device))
         if not (start.resume or start.dry_run):
             ranks.first(lambda: folder.check(settings, start.force))
         if not start.dry_run:
             ranks.first(lambda: check_trackers(settings.trackers, start.out, start.force or start.resume))
-            ranks.first(lambda: stack.enter_context(folder.locked()))
+            ranks.first(lambda: stack.enter_context(folder.locked(warn)))
         with PreparationDisplay(console) as on_progress:
-            run = build_run(
-                settings,
-                schedule=schedule,
-                ranks=ranks,
-                on_progress=on_progress,
-                warn=lambda message: _say(console, f"warning: {message}", "yellow"),
-            )
+            run = build_run(settings, schedule=schedule, ranks=ranks, on_progress=on_progress, warn=warn)
         print_title(console, run.info(), run.compute.label)
         _show_preflight(run, console)
         if start.dry_run:

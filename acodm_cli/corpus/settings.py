@@ -14,12 +14,12 @@ class CorpusSettings:
 
     PANEL: ClassVar = "Corpus"
 
-    data: str | None = None
+    data: str | None = setting(None, changeable=True)
     """The corpus: a folder with a sub-folder or file per domain (.jsonl, .parquet, .arrow, .txt, also compressed; tokens in
     .bin with .idx, .npy, .ds), files with --domain-field, a manifest (.toml), or a hub dataset (org/name). Default: an
     embedded corpus that needs no network."""
 
-    tokenizer: str | None = None
+    tokenizer: str | None = setting(None, changeable=True)
     """The tokenizer: a tokenizer.json or a hub name. It is needed with --data."""
 
     domain_field: str | None = None

@@ -19,7 +19,7 @@ from rich.text import Text
 from acodm_cli.display.facts import describe, distances
 from acodm_cli.display.plot import area_plot, line_plot, sparkline
 from acodm_cli.display.series import Series, series
-from acodm_cli.display.style import bar, colour_of, human_count, in_colour, joined, key_of, printable
+from acodm_cli.display.style import bar, colour_of, cut, human_count, in_colour, joined, key_of, plot_width, printable
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule.info import RunInfo
 from acodm_cli.schedule.schedule import Schedule
@@ -83,8 +83,8 @@ def domain_order(views: list[View]) -> list[str]:
 
 def print_views(views: list[View], what: str, console: Console) -> None:
     """Prints one schedule, or several compared with the first."""
-    side_by_side = max(1, min(len(views), console.width // NARROWEST_PLOT))
-    width = min(console.width // side_by_side - (2 if side_by_side > 1 else 0), WIDEST_PLOT)
+    side_by_side = max(1, min(len(views), plot_width(console) // NARROWEST_PLOT))
+    width = min(plot_width(console) // side_by_side - (2 if side_by_side > 1 else 0), WIDEST_PLOT)
     colour = in_colour(console)
     plots = [_plot(view, what, width, colour, domain_order(views), len(views) > 1) for view in views]
     drawn = [plot for plot in plots if plot is not None]
@@ -96,7 +96,7 @@ def print_views(views: list[View], what: str, console: Console) -> None:
     if drawn:
         console.print(Columns(drawn, padding=(0, 1)) if len(drawn) > 1 else drawn[0])
     if len(views) == 1:
-        console.print(domain_table(views[0], console.width, colour))
+        console.print(domain_table(views[0], console, colour))
     else:
         # Beside the first schedule, each table holds as many others as there is room for.
         beside = max(1, (console.width - 35) // 19)
@@ -187,12 +187,12 @@ def _energies(parts: dict[str, dict[str, float]] | None) -> str:
     return "  ".join(f"{names[name]} {part['start']:.3g} -> {part['end']:.3g}" for name, part in parts.items())
 
 
-def domain_table(view: View, width: int, colour: bool) -> Table:
+def domain_table(view: View, console: Console, colour: bool) -> Table:
     """Returns a table with a row per domain: weights, their shape over time, sequences, epochs, and first and last
-    validation loss. A narrow terminal gets fewer columns; a static mixture gets a bar instead of the shape."""
+    validation loss. A narrow console gets fewer columns; a static mixture gets a bar instead of the shape."""
     schedule = view.schedule
     domains = [view.facts["domains"][index] for index in view.shown]
-    static, wide = len(schedule) == 1, width >= WIDE_TABLE
+    static, wide = len(schedule) == 1, plot_width(console) >= WIDE_TABLE
     drawn = any(domain["samples"] for domain in domains)
     has_epochs, has_losses = domains[0]["epochs"] is not None, domains[0]["last_validation_loss"] is not None
     has_tokens = domains[0]["tokens"] is not None
@@ -220,7 +220,7 @@ def domain_table(view: View, width: int, colour: bool) -> Table:
     rows = [[cell(domain, index) for _, cell in columns] for index, domain in zip(view.shown, domains, strict=True)]
     heads = [name for name, _ in columns]
     names = [printable(domain["name"]) for domain in domains]
-    return _fitted(heads, names, [_key(index, colour) for index in view.shown], rows, width)
+    return _fitted(heads, names, [_key(index, colour) for index in view.shown], rows, console.width)
 
 
 def _fitted(heads: list[str], names: list[str], keys: list[Text], rows: list[list[str]], width: int) -> Table:
@@ -238,8 +238,7 @@ def _fitted(heads: list[str], names: list[str], keys: list[Text], rows: list[lis
     for head in heads[:kept]:
         table.add_column(head, justify="left" if head in ("over time", "share") else "right", no_wrap=True)
     for key, name, cells in zip(keys, names, rows, strict=True):
-        short = name if len(name) <= max(room, SHORTEST_NAME) else name[: max(room, SHORTEST_NAME) - 1] + "…"
-        table.add_row(key, Text(short), *cells[:kept])
+        table.add_row(key, Text(cut(name, max(room, SHORTEST_NAME))), *cells[:kept])
     return table
 
 

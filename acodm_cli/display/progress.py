@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import math
+import os
 import sys
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -15,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from acodm_cli.display.style import bar
+from acodm_cli.display.style import bar, width_of
 
 if TYPE_CHECKING:
     from acodm_cli.engine.trainer import StepEvent
@@ -156,6 +160,62 @@ class TrainingDisplay:
         return Group(self.progress, Text(self._figures(event)), table)
 
 
+class _Steady(io.TextIOBase):
+    """Writes to a stream, and drops what cannot be written: progress must not stop a run.
+
+    The reader may have left (a pipe), the terminal may be gone, or the disk under a log may be full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.lost = 0
+
+    def write(self, text: str) -> int:
+        """Writes text, or counts it as lost."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError) as error:
+            self.lost += 1
+            if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO, errno.EBADF):
+                _send_nowhere(self.stream)
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing: every text is flushed at once."""
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return not self.stream.closed and self.stream.isatty()
+
+    def fileno(self) -> int:
+        """The stream's descriptor."""
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's encoding."""
+        return self.stream.encoding or "utf-8"
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    """Leads a stream that nobody reads any more to the null device, or else Python itself would fail when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def say_at_once(message: str) -> None:
+    """Writes a line past all consoles, for handlers of signals: these may run while a console is writing."""
+    with suppress(OSError, ValueError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{message}\n".encode())
+
+
 def make_console(quiet: bool = False) -> Console:
-    """Returns the stderr console of progress, hints and errors. Markup is off: names of domains may hold brackets."""
-    return Console(file=sys.stderr, soft_wrap=False, quiet=quiet, force_terminal=False if quiet else None, markup=False)
+    """Returns the stderr console of progress, hints and errors, which never fails. Markup is off: names of domains may
+    hold brackets. Where there is no terminal, tables are as wide as they are."""
+    stream: Any = _Steady(sys.stderr)
+    terminal = False if quiet else None
+    return Console(
+        file=stream, soft_wrap=False, quiet=quiet, force_terminal=terminal, markup=False, width=width_of(stream)
+    )

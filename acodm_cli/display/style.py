@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from typing import TextIO
+
 from rich.console import Console
+
+NO_LIMIT = 1000
+PLAIN_WIDTH = 80
 
 # These are readable on light and dark backgrounds, and neighbours differ in hue.
 PALETTE = (
@@ -26,6 +32,25 @@ def key_of(index: int) -> str:
 def in_colour(console: Console) -> bool:
     """Returns whether areas can be told apart by colour. In a pipe they cannot, nor with NO_COLOR."""
     return console.color_system is not None and not console.no_color
+
+
+def width_of(stream: TextIO) -> int | None:
+    """Returns the width of a console on this stream: None for the terminal's own, else no limit, because a log or another
+    program has none."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else NO_LIMIT
+
+
+def plot_width(console: Console) -> int:
+    """Returns the width of what is drawn to fit: plots, and the choice of columns."""
+    return PLAIN_WIDTH if console.width >= NO_LIMIT else console.width
+
+
+def cut(name: str, width: int) -> str:
+    """Returns a name that is not longer than this. It is cut in its middle, because names differ at both ends."""
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 2
+    return name[: width - 1 - tail] + "…" + (name[-tail:] if tail else "")
 
 
 def human_count(value: float) -> str:

@@ -17,7 +17,7 @@ from acodm_cli.corpus.holding_out import HOLD_OUT_EVERY
 from acodm_cli.corpus.preflight import DomainUse
 from acodm_cli.display.facts import validation_rows
 from acodm_cli.display.inspect import View, domain_table
-from acodm_cli.display.style import human_count, in_colour
+from acodm_cli.display.style import cut, human_count, in_colour
 from acodm_cli.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -51,9 +51,10 @@ def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> No
     for name in ("domain", "files", names[0], "tokens", "validation", names[1], "epochs", names[2]):
         least = None if name == "domain" else len(name)
         table.add_column(name, justify="right" if least else "left", no_wrap=True, min_width=least)
+    room = max(12, console.width - (83 if wide else 64))
     for use in uses[:MOST_DOMAINS]:
         table.add_row(
-            Text(use.name),
+            Text(cut(use.name, room)),
             "" if use.files is None else f"{use.files:,}",
             "" if use.documents is None else human_count(use.documents),
             human_count(use.tokens),
@@ -125,7 +126,7 @@ def _line(console: Console, text: str, style: str | None = None) -> None:
 def print_summary(console: Console, schedule: Schedule) -> None:
     """Prints what a run did, by domain, and its mean validation loss at the beginning and at the end."""
     console.print()
-    console.print(domain_table(View("", schedule), console.width, in_colour(console)))
+    console.print(domain_table(View("", schedule), console, in_colour(console)))
     rows = validation_rows(schedule)
     if len(rows):
         losses_RK = schedule.per_domain["validation_loss"][rows].astype(np.float64)

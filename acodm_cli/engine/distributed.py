@@ -25,6 +25,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed import device_mesh, fsdp, tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from acodm_cli import errors
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.settings import Parallel
 from acodm_cli.errors import AcodmError, ResourceError, UsageError
@@ -32,6 +33,7 @@ from acodm_cli.writing import in_short
 
 # Ranks wait for the first one while it tokenises a corpus.
 _TIMEOUT = timedelta(hours=6)
+_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 
 
@@ -130,18 +132,19 @@ def ranks_asked_for() -> Ranks:
     Raises:
         UsageError: the environment is not complete.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    given = {name: os.environ.get(name, "").strip() for name in _OF_A_RANK}
+    if given["WORLD_SIZE"] in ("", "1"):
         return Ranks()
-    try:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        rank, world_size, local_rank = (int(os.environ[name]) for name in names)
-        assert os.environ["MASTER_ADDR"]
-        assert os.environ["MASTER_PORT"]
-    except (KeyError, ValueError) as error:
+    wrong = [name for name in _OF_A_RANK[:3] if not given[name].isdigit()] + [n for n in _OF_A_RANK[3:] if not given[n]]
+    if wrong:
         raise UsageError(
-            f"WORLD_SIZE is set, but {error} is not as it should be; start ranks with --nproc or torchrun"
-        ) from None
-    return Ranks(rank, world_size, local_rank)
+            f"WORLD_SIZE is {given['WORLD_SIZE']!r}, but {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} missing or no "
+            "number; start ranks with --nproc or torchrun, or unset WORLD_SIZE for a single process"
+        )
+    ranks = Ranks(*(int(given[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if ranks.rank >= ranks.world_size:
+        raise UsageError(f"RANK is {ranks.rank}, but WORLD_SIZE is {ranks.world_size}; ranks count from 0")
+    return ranks
 
 
 @contextmanager
@@ -167,6 +170,7 @@ def joined(ranks: Ranks, device: str) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ResourceError(f"the ranks do not find each other at {address}: {in_short(error)}") from None
+    errors.joined = True
     try:
         yield
         distributed.barrier()

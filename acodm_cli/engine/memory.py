@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.loss import CHUNK_BYTES
+from acodm_cli.limits import memory_of_this_job
 
 FP32 = 4
 LIBRARIES_BYTES = 1 << 26
@@ -133,15 +135,8 @@ def free_memory(compute: Compute) -> int:
     if compute.device.type == "cuda":
         return torch.cuda.mem_get_info(compute.device)[0]
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
+    with suppress(OSError, ValueError, StopIteration):  # macOS has no call for what is free
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        cached = next(
-            line for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file")
-        )
-        free = min(free, int(limit) - int(used) + int(cached.split()[1]))
-    except (OSError, ValueError, StopIteration):
-        pass  # the group has no limit, or this is not Linux; macOS has no call for what is free
-    return free
+    left = memory_of_this_job()
+    return free if left is None else min(free, left)

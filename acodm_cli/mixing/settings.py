@@ -23,7 +23,7 @@ class MixingSettings:
 
     PANEL: ClassVar = "Mixing"
 
-    schedule: str | None = setting(None, commands=("apply",))
+    schedule: str | None = setting(None, commands=("apply",), changeable=True)
     """The schedule to train with: a file, or the name of a reference schedule. Without one: --mode online."""
 
     mode: ApplyMode = setting("auto", commands=("apply",))

@@ -25,10 +25,15 @@ from acodm_cli import __version__
 from acodm_cli.errors import AcodmError, UsageError
 from acodm_cli.runs.settings import RunSettings
 from acodm_cli.schedule.library import RECORD
+from acodm_cli.settings import declared
 from acodm_cli.writing import atomic_file, in_short, partials_of
 
 RUN_VERSION = 3
 CHECKPOINT_VERSION = 3
+_OF_A_MODEL = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
+    r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|chat_template\.jinja"
+)
 _CHECKPOINT = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 
@@ -56,10 +61,8 @@ class RunFolder:
         if settings.schedule and Path(settings.schedule).resolve() in (self.out.resolve(), self.path.resolve()):
             raise UsageError(f"--out {self.out} is the schedule itself; give another --out for the record of this run")
         model = Path(settings.save_model) if settings.save_model else None
-        if model is not None and Path.cwd().is_relative_to(model.resolve()):
-            raise UsageError(
-                f"--save-model {model} is where this runs, and would be replaced; give a folder of its own"
-            )
+        if model is not None:
+            self._check_model(model, settings)
         if not force:
             if self.out.exists():
                 raise UsageError(f"{self.out} exists; use --force to replace it, or another --out")
@@ -76,9 +79,42 @@ class RunFolder:
             except OSError as error:
                 raise UsageError(f"cannot write in {parent}: {error.strerror}; choose another place") from None
 
+    def _check_model(self, model: Path, settings: RunSettings) -> None:
+        """Raises UsageError if the model's folder would replace, or lie in, something else."""
+        if Path.cwd().is_relative_to(model.resolve()):
+            raise UsageError(
+                f"--save-model {model} is where this runs, and would be replaced; give a folder of its own"
+            )
+        others = {"--data": settings.data, "--out": str(self.out), "the run's folder": str(self.path)}
+        others |= {
+            "--schedule": settings.schedule,
+            "--tokenizer": settings.tokenizer,
+            "--cache-dir": settings.cache_dir,
+        }
+        for what, text in others.items():
+            other = Path(text).expanduser().resolve() if text else None
+            if other is None or not (other.exists() or what.startswith(("--out", "the"))):
+                continue
+            if other.is_relative_to(model.resolve()) or (
+                what != "--cache-dir" and model.resolve().is_relative_to(other)
+            ):
+                raise UsageError(
+                    f"--save-model {model} and {what} {other} would lie in each other; give a folder of its own"
+                )
+        if model.is_dir() and (
+            strange := sorted(path.name for path in model.iterdir() if not _OF_A_MODEL.fullmatch(path.name))
+        ):
+            raise UsageError(
+                f"{model} holds {strange[0]}, which is no part of a saved model, and would be replaced; give another --save-model"
+            )
+        if model.exists() and not model.is_dir():
+            raise UsageError(f"--save-model {model} is a file; give a folder")
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, warn: Callable[[str], None] = lambda message: None) -> Iterator[None]:
         """Keeps other processes out of the folder. The lock is released when the process ends, however it ends.
+
+        warn: told if the file system has no locks, as Lustre and NFS may have none; then nothing keeps them out.
 
         Raises:
             UsageError: another process holds the lock, or the folder cannot be written.
@@ -90,15 +126,17 @@ class RunFolder:
             raise UsageError(f"cannot write in {self.path}: {error.strerror}; choose another --out") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(handle)
             raise UsageError(
                 f"another acodm is running with --out {self.out}; wait for it, stop it, or give another --out"
             ) from None
+        except OSError as error:
+            warn(f"{self.path} cannot be locked ({in_short(error)}); see to it that no other run uses this --out")
         try:
             yield
         finally:
-            if not self.settings_file.is_file():  # The run never began, or is complete.
+            if not self.settings_file.is_file() and not self.checkpoints():  # The run never began, or is complete.
                 self.remove(with_lock=True)
             os.close(handle)
 
@@ -156,10 +194,14 @@ class RunFolder:
         """Returns the settings of the unfinished run.
 
         Raises:
-            UsageError: there is no unfinished run to continue, it cannot be read, or another version of acodm began it.
+            UsageError: there is no unfinished run to continue, it cannot be read, was changed, or another version of acodm
+                began it.
         """
+        saved = self._settings_of_checkpoint()
         if not self.settings_file.is_file():
-            raise UsageError(f"nothing to resume: {self.path} holds no unfinished run; start one without --resume")
+            if saved is None:
+                raise UsageError(f"nothing to resume: {self.path} holds no unfinished run; start one without --resume")
+            return saved
         try:
             content = json.loads(self.settings_file.read_text())
             if not isinstance(content, dict) or content.get("run_version") != RUN_VERSION:
@@ -167,11 +209,27 @@ class RunFolder:
                     f"the run in {self.path} was begun by another version of acodm; finish it with that version, or start "
                     "over with --force"
                 )
-            return RunSettings.from_json(content["settings"])
+            settings = RunSettings.from_json(content["settings"])
         except (ValueError, TypeError, KeyError, OSError) as error:
-            raise UsageError(
-                f"{self.settings_file} cannot be read ({in_short(error)}); start over with --force"
-            ) from None
+            if saved is None:
+                raise UsageError(
+                    f"{self.settings_file} cannot be read ({in_short(error)}); start over with --force"
+                ) from None
+            return saved
+        for name, each in declared(RunSettings).items():
+            if saved is not None and not each.changeable and getattr(saved, name) != getattr(settings, name):
+                raise UsageError(
+                    f"{self.settings_file} was changed: {name} is {getattr(settings, name)}, the run's checkpoints have "
+                    f"{getattr(saved, name)}; set it back, or remove the file, and it will be made again"
+                )
+        return settings
+
+    def _settings_of_checkpoint(self) -> RunSettings | None:
+        """The settings in the newest checkpoint that has them, None if there is none."""
+        for path in reversed(self.checkpoints()):
+            with suppress(AcodmError, ValueError, TypeError, KeyError):
+                return RunSettings.from_json(load_checkpoint(path, mapped=True)["settings"])
+        return None
 
     # Checkpoints
 

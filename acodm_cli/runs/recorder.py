@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from acodm_cli.errors import UsageError
 from acodm_cli.schedule.measures import entropy
 from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, SCHEMA, STEP_COLUMNS, Per, Schedule
 
@@ -133,7 +132,7 @@ class LiveRecord:
             return
         try:
             self.schedule().write(self.path, durable=False)
-        except UsageError:
+        except OSError:
             self.next = float("inf")
             return
         now = time.monotonic()

@@ -18,7 +18,7 @@ from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.memory import MemoryEstimate
 from acodm_cli.engine.trainer import StepEvent, Trainer
-from acodm_cli.errors import Interrupted, UsageError
+from acodm_cli.errors import STOP_SIGNALS, AcodmError, Interrupted, UsageError
 from acodm_cli.mixing.mixer import Array, Mixer
 from acodm_cli.runs.folder import RunFolder, load_checkpoint
 from acodm_cli.runs.memory_plan import memory_errors
@@ -26,26 +26,29 @@ from acodm_cli.runs.model_folder import save_model
 from acodm_cli.runs.recorder import Recorder
 from acodm_cli.runs.settings import RunSettings
 from acodm_cli.schedule.schedule import Schedule
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from acodm_cli.writing import in_short
 
 
 class StopRequest:
-    """Handles SIGINT, SIGTERM, and SIGUSR1, by which Slurm tells that time is running out.
+    """Handles the signals that ask a run to stop: SIGINT and SIGTERM, SIGUSR1 and SIGUSR2, by which Slurm and submitit tell
+    that time is running out, and SIGHUP, which says that the terminal is gone.
 
-    Before training, a signal stops the run at once. In training, it lets the step finish and be saved; a second signal
-    stops the run at once. resuming: whether there is a saved run, for the message.
+    Before training, a signal stops the run at once. In training, it lets the step finish and be saved, which is said at
+    once; a second signal stops the run without that. resuming: whether there is a saved run, for the message. say: tells the
+    user.
     """
 
-    def __init__(self, resuming: bool) -> None:
+    def __init__(self, resuming: bool, say: Callable[[str], None] = lambda message: None) -> None:
         self.resuming = resuming
+        self.say = say
         self.signal_number: int | None = None
         self.in_training = False
+        self.unsaved_steps = 0
 
     @contextmanager
     def installed(self) -> Iterator[StopRequest]:
         """Handles the signals while its block runs."""
-        previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         try:
             yield self
         finally:
@@ -59,6 +62,8 @@ class StopRequest:
         if self.signal_number is not None:
             raise Interrupted("interrupted again: stopped at once; --resume continues from the last checkpoint", number)
         self.signal_number = number
+        name, lost = signal.Signals(number).name, self.unsaved_steps + 1
+        self.say(f"{name}: stopping after this step; again to stop now and lose {lost} step{'s' * (lost > 1)}")
 
 
 class Run:
@@ -127,10 +132,14 @@ class Run:
         if folder is None:
             return
         signal_number = self.ranks.largest((stop.signal_number if stop else None) or 0)
+        if stop is not None:
+            stop.unsaved_steps += 1
         finished = step == settings.steps
         # The last checkpoint is there because saving the model or the schedule may still fail.
         if finished or signal_number or step % settings.steps_between_checkpoints == 0:
             self._save(folder)
+            if stop is not None:
+                stop.unsaved_steps = 0
         if signal_number and not finished:
             raise Interrupted(
                 f"stopped at step {step} of {settings.steps}, state saved; continue with: "
@@ -178,6 +187,7 @@ class Run:
             "trainer": self.trainer.state_dict(),
             "recorder": self.recorder.state_dict(),
             "inputs": self.inputs,
+            "settings": self.settings.anchored(self.mixer.files).to_json(),
         }
         self.ranks.first(lambda: folder.save_checkpoint(self.trainer.step, state, self.settings.keep_checkpoints))
         self.checkpoint_seconds += time.perf_counter() - started
@@ -189,7 +199,8 @@ class Run:
             AcodmError: the folder could not be written.
         """
         weights = self.trainer.model_state()
-        self.ranks.first(lambda: save_model(self.trainer.model, weights, self.corpus.tokenizer, folder))
+        tokenizer, seq_len = self.corpus.tokenizer, self.settings.seq_len
+        self.ranks.first(lambda: save_model(self.trainer.model, weights, tokenizer, seq_len, folder))
 
     def finish(self) -> Schedule | None:
         """Writes the model (if asked for) and the schedule, and removes the checkpoints. Returns the schedule on the
@@ -205,7 +216,12 @@ class Run:
 
         def write() -> Schedule:
             schedule = self.schedule()
-            schedule.write(folder.out)
+            try:
+                schedule.write(folder.out)
+            except OSError as error:
+                raise AcodmError(
+                    f"cannot write {folder.out}: {in_short(error)}; make room and continue with --resume"
+                ) from None
             folder.remove()
             return schedule
 

@@ -23,7 +23,7 @@ class FileSettings:
 
     PANEL: ClassVar = "Files"
 
-    save_model: str | None = None
+    save_model: str | None = setting(None, changeable=True)
     """The folder for the trained model, as a Hugging Face checkpoint. Default: none of proxy-train, beside --out of
     apply."""
 

@@ -162,14 +162,10 @@ class Schedule:
         whether this is so after a power cut too.
 
         Raises:
-            UsageError: the path cannot be written.
+            OSError: the path cannot be written.
         """
-        table, path = self.to_arrow(), Path(path)
-        try:
-            with atomic_file(path, durable) as file:
-                pq.write_table(table, file, compression="zstd", row_group_size=1 << 20)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {in_short(error)}; choose another --out") from None
+        with atomic_file(Path(path), durable) as file:
+            pq.write_table(self.to_arrow(), file, compression="zstd", row_group_size=1 << 20)
 
     def to_arrow(self) -> pa.Table:
         """Returns the tidy table with the metadata, as the file holds it; all columns must have been read."""

@@ -10,11 +10,11 @@ import torch
 
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
-from acodm_cli.engine.memory import free_memory
 from acodm_cli.engine.models import model_config
 from acodm_cli.errors import UsageError
 from acodm_cli.mixing.baselines.doremi import DoremiMixer, DoremiSettings
 from acodm_cli.mixing.baselines.fixed import FixedMixer
+from acodm_cli.runs import memory_plan
 from acodm_cli.runs.build import input_digests
 from acodm_cli.runs.folder import RunFolder
 from acodm_cli.runs.memory_plan import plan_memory
@@ -79,15 +79,16 @@ def test_runs_of_another_version_are_refused(tmp_path: Path) -> None:
         folder.resumable_settings()
 
 
-def test_ranks_agree_on_the_micro_batch() -> None:
+def test_ranks_agree_on_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Free memory differs between them: under fsdp another number of forward passes would hang."""
+    free = 16 << 30
+    monkeypatch.setattr(memory_plan, "free_memory", lambda compute: free)
 
     class WithAPoorOne(Ranks):
         def largest(self, value: int) -> int:
             return max(value, -free // 8)
 
     compute = Compute(torch.device("cpu"), torch.float32)
-    free = free_memory(compute)
     settings = RunSettings(model="pythia-70m", batch=4096, seq_len=1024)
     config = model_config("pythia-70m", 256, 1024)
     alone, _ = plan_memory(settings, config, compute, Ranks())

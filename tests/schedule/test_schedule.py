@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.errors import ScheduleError
 from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Schedule
 
 
@@ -95,11 +95,11 @@ def test_failed_write_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full_disk)
-    with pytest.raises(UsageError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         make_schedule(9).write(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(OSError, match="No such file"):
         make_schedule().write(path.parent / "none" / "s.parquet")
 
 

@@ -1,0 +1,260 @@
+"""What happens to runs in the world: other file systems, launchers, logs that end, runs that move, and mistakes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from acodm_cli.display.style import cut
+from acodm_cli.schedule.schedule import Schedule
+from tests.command_line import acodm, start_acodm
+
+
+def test_a_file_system_without_locks(small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*arguments: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    outcome = acodm("proxy-train", "--steps", 2, "--out", tmp_path / "a.parquet", *small)
+    assert outcome.code == 0, outcome.stderr
+    assert "cannot be locked (Function not implemented); see to it that no other run" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "LOCAL_RANK, MASTER_ADDR, MASTER_PORT are missing"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x', but RANK, WORLD_SIZE"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            "ranks count from 0",
+        ),
+    ],
+)
+def test_environments_of_launchers(
+    environment: dict[str, str], message: str, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    outcome = acodm("proxy-train", "--steps", 2, "--out", tmp_path / "a.parquet", *small)
+    assert outcome.code == 2
+    assert message in outcome.stderr
+    shown = acodm("inspect", tmp_path / "none.parquet")
+    assert shown.code == 3
+    assert "none.parquet" in shown.stderr
+
+
+def test_an_empty_world_size_is_one_process(
+    small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")
+    assert acodm("proxy-train", "--steps", 2, "--out", tmp_path / "a.parquet", *small).code == 0
+
+
+@pytest.mark.slow
+def test_a_log_that_nobody_reads_does_not_stop_a_run(small: list[object], tmp_path: Path) -> None:
+    process = start_acodm("proxy-train", "--steps", 40, "--out", tmp_path / "a.parquet", *small)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 10/"):
+            break
+    process.stderr.close()
+    process.stderr = None
+    process.communicate()
+    assert process.returncode == 0
+    assert len(Schedule.load(tmp_path / "a.parquet")) == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGINT])
+def test_signals_save_and_say_so(number: signal.Signals, small: list[object], tmp_path: Path) -> None:
+    process = start_acodm("proxy-train", "--steps", 4000, "--out", tmp_path / "a.parquet", *small)
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith("step 1/"):
+            process.send_signal(number)
+    process.communicate()
+    assert process.returncode == 128 + number
+    assert f"{number.name}: stopping after this step; again to stop now and lose" in said
+    assert said.splitlines()[-1].startswith("stopped at step "), said
+    assert len(list((tmp_path / "a.run").glob("step-*.pt"))) == 1
+
+
+def stopped(small: list[object], out: Path, *more: object) -> None:
+    process = start_acodm("proxy-train", "--steps", 3000, "--out", out, *small, *more)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 1/"):
+            process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+
+
+@pytest.mark.slow
+def test_a_run_whose_corpus_has_moved(data: Path, small: list[object], tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "old")
+    stopped(["--data", tmp_path / "old", *small[2:]], tmp_path / "a.parquet")
+    (tmp_path / "old").rename(tmp_path / "new")
+    gone = acodm("proxy-train", "--resume", "--out", tmp_path / "a.parquet")
+    assert gone.code == 2
+    assert "does not exist" in gone.stderr
+    (tmp_path / "new" / "code").rename(tmp_path / "new" / "cod")
+    other = acodm("proxy-train", "--resume", "--out", tmp_path / "a.parquet", "--data", tmp_path / "new")
+    assert other.code == 2
+    assert "domain code of the corpus has changed" in other.stderr
+    (tmp_path / "new" / "cod").rename(tmp_path / "new" / "code")
+    number = json.loads((tmp_path / "a.run" / "run.json").read_text())["settings"]["steps"]
+    assert number == 3000
+
+
+@pytest.mark.slow
+def test_settings_that_are_lost_or_changed(small: list[object], tmp_path: Path) -> None:
+    out, file = tmp_path / "a.parquet", tmp_path / "a.run" / "run.json"
+    stopped(small, out)
+    content = file.read_text()
+    file.write_text(content.replace('"seed": 0', '"seed": 1'))
+    changed = acodm("proxy-train", "--resume", "--out", out)
+    assert changed.code == 2
+    assert "run.json was changed: seed is 1, the run's checkpoints have 0" in changed.stderr
+    file.unlink()
+    failed = acodm("proxy-train", "--resume", "--out", out, "--data", tmp_path / "none")
+    assert failed.code == 2
+    assert list((tmp_path / "a.run").glob("step-*.pt")), "nothing is removed by a failure"
+    process = start_acodm("proxy-train", "--resume", "--out", out)
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith("step ") and "resumed" in said and said.count("\nstep ") == 1:
+            process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    assert "resumed at step" in said
+    assert json.loads(file.read_text()) == json.loads(content)
+
+
+def test_a_finished_run_is_not_made_longer(small: list[object], tmp_path: Path) -> None:
+    command = ["proxy-train", "--out", tmp_path / "a.parquet", *small]
+    assert acodm(*command, "--steps", 2).code == 0
+    outcome = acodm(*command, "--resume", "--steps", 4)
+    assert outcome.code == 2
+    assert "is complete with 2 steps, and a finished run cannot be made longer" in outcome.stderr
+    assert acodm(*command, "--resume", "--steps", 2).code == 0
+
+
+def test_a_full_disk_at_the_last_write(small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "a.parquet"
+
+    def full(schedule: Schedule, path: Path, durable: bool = True) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Schedule, "write", full)
+        outcome = acodm("proxy-train", "--steps", 2, "--out", out, *small)
+    assert outcome.code == 1
+    assert "Disk quota exceeded; make room and continue with --resume" in outcome.stderr
+    assert acodm("proxy-train", "--resume", "--out", out).code == 0
+
+
+def test_where_a_model_is_not_saved(data: Path, small: list[object], tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for model, message in (
+        (data, "--data"),
+        (data / "model", "--data"),
+        (data.parent, "would lie in each other"),
+        (tmp_path / "a.run" / "model", "the run's folder"),
+        (tmp_path / "a.parquet", "--out"),
+        (tmp_path / "notes", "holds diary.txt, which is no part of a saved model"),
+        (tmp_path / "file", "is a file"),
+    ):
+        outcome = acodm(
+            "proxy-train", "--steps", 2, "--force", "--save-model", model, "--out", tmp_path / "a.parquet", *small
+        )
+        assert outcome.code == 2, (model, outcome.stderr)
+        assert message in outcome.stderr
+    assert (tmp_path / "notes" / "diary.txt").read_text() == "mine"
+
+
+def test_a_saved_model_is_what_was_trained(data: Path, tokenizer_file: Path, cache: Path, tmp_path: Path) -> None:
+    """It generates, takes padded batches, and gives the tokens of training."""
+    definition = json.loads(tokenizer_file.read_text())
+    definition["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+    }
+    (tmp_path / "begins.json").write_text(json.dumps(definition))
+    corpus = [
+        "--data",
+        data,
+        "--tokenizer",
+        tmp_path / "begins.json",
+        "--cache-dir",
+        cache,
+        "--seq-len",
+        32,
+        "--batch",
+        8,
+    ]
+    for model in ("pythia-14m", "llama-tiny"):
+        folder = tmp_path / model
+        run = [
+            "--model",
+            model,
+            "--steps",
+            2,
+            "--device",
+            "cpu",
+            "--save-model",
+            folder,
+            "--out",
+            tmp_path / f"{model}.parquet",
+        ]
+        outcome = acodm("proxy-train", *run, *corpus)
+        assert outcome.code == 0, outcome.stderr
+        saved = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        assert tokenizer("a + b").input_ids[0] != 0
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 0, 0)
+        assert tokenizer.model_max_length == saved.config.max_position_embeddings == 32
+        assert saved.config.use_cache is True
+        batch = tokenizer(["a + b", "def f(x):"], return_tensors="pt", padding=True)
+        batch.pop("token_type_ids", None)
+        assert saved.generate(**batch, max_new_tokens=5, do_sample=False).shape[0] == 2
+
+
+def test_a_log_has_no_width(small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    names = ["a_domain_with_a_very_long_name_of_a_topic_and_a_format_quality_" + end for end in ("high", "low")]
+    for source, name in zip(("code", "prose"), names, strict=True):
+        shutil.copytree(data / source, tmp_path / "data" / name)
+    command = ["proxy-train", "--steps", 2, "--out", tmp_path / "a.parquet", "--data", tmp_path / "data", *small[2:]]
+    trained = acodm(*command)
+    shown = acodm("inspect", tmp_path / "a.parquet")
+    for name in names:
+        assert trained.stderr.count(name) >= 2
+        assert name in shown.stdout
+    for head in ("documents", "epochs", "runs out at step"):
+        assert head in trained.stderr
+    assert max(map(len, shown.stdout.splitlines()[:3])) < 200
+
+
+def test_names_are_cut_in_their_middle() -> None:
+    assert cut("short", 8) == "short"
+    assert cut("weborganizer_quality_high", 11) == "webor…_high"
+    assert len(cut("weborganizer_quality_high", 12)) == 12
