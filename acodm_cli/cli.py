@@ -13,6 +13,7 @@ import typer
 
 from acodm_cli import __version__, errors
 from acodm_cli.commands.inspect_settings import InspectSettings
+from acodm_cli.commands.launch import end_with_launcher, run_ranks
 from acodm_cli.commands.options import Given, takes
 from acodm_cli.errors import AcodmError, Interrupted, ResourceError, UsageError
 from acodm_cli.mixing.settings import MIXER_OF_MODE
@@ -145,8 +146,6 @@ def _ran_in_ranks(nproc: int | None) -> bool:
     """Returns whether --nproc asked for ranks; they have run by now. If one failed, this process exits as it did."""
     if nproc is None or nproc == 1:
         return False
-    from acodm_cli.commands.launch import run_ranks
-
     if code := run_ranks(nproc, sys.argv[1:]):
         raise typer.Exit(code)
     return True
@@ -154,6 +153,7 @@ def _ran_in_ranks(nproc: int | None) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. Known errors become one line and their exit code."""
+    end_with_launcher()
     try:
         code = app(arguments, standalone_mode=False)
     except Interrupted as error:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from types import FrameType
 
@@ -19,7 +20,10 @@ from acodm_cli.limits import cores_of_this_job
 
 # When a rank has failed, the others have so long to notice and to say why.
 GRACE_SECONDS = 15.0
+# After a second signal, or when this process is gone, ranks that hang are ended after so long.
+HUNG_SECONDS = 45.0
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+_LAUNCHER = "ACODM_LAUNCHER"
 
 
 def run_ranks(count: int, arguments: list[str]) -> int:
@@ -36,6 +40,7 @@ def run_ranks(count: int, arguments: list[str]) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common[_LAUNCHER] = str(os.getpid())
     # torchrun does the same. Ranks that each take all cores would be in each other's way.
     common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores_of_this_job() // count)))
     ranks = [
@@ -48,14 +53,17 @@ def run_ranks(count: int, arguments: list[str]) -> int:
         for rank in range(count)
     ]
 
+    received: list[float] = []
+
     def forward(number: int, frame: FrameType | None) -> None:
+        received.append(time.monotonic())
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
     previous = {n: signal.signal(n, forward) for n in STOP_SIGNALS}
     try:
-        return _wait(ranks)
+        return _wait(ranks, received)
     finally:
         for rank in ranks:
             if rank.poll() is None:
@@ -64,13 +72,21 @@ def run_ranks(count: int, arguments: list[str]) -> int:
             signal.signal(number, handler)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
-    """Returns 0 if all ranks ended well, else the exit code of the first rank that did not."""
+def _wait(ranks: list[subprocess.Popen[bytes]], received: list[float]) -> int:
+    """Returns 0 if all ranks ended well, else the exit code of the first rank that did not. received: when signals were
+    passed on."""
     deadline = None
     while any(rank.poll() is None for rank in ranks):
         if deadline is None and any(rank.poll() for rank in ranks):
             deadline = time.monotonic() + GRACE_SECONDS
+        elif deadline is None and len(received) > 1:
+            deadline = received[1] + HUNG_SECONDS
         if deadline is not None and time.monotonic() > deadline:
+            hung = [number for number, rank in enumerate(ranks) if rank.poll() is None]
+            print(f"warning: rank {', '.join(map(str, hung))} did not end, and is killed", file=sys.stderr)  # noqa: T201
+            for number in hung:
+                ranks[number].kill()
+                ranks[number].wait()
             break
         time.sleep(0.05)
     codes = [code for rank in ranks if (code := rank.poll())]
@@ -88,6 +104,22 @@ def _without_nproc(arguments: list[str]) -> list[str]:
         elif not argument.startswith("--nproc="):
             left.append(argument)
     return left
+
+
+def end_with_launcher() -> None:
+    """Runs in a rank: if the process that started it is gone, the rank has been told to stop by then (`_end_with_parent`);
+    if it hangs, it is ended here. Without a launcher of ours, this does nothing."""
+    launcher = os.environ.get(_LAUNCHER, "")
+    if not launcher.isdigit() or os.getppid() != int(launcher):
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(1)
+        time.sleep(HUNG_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="launcher").start()
 
 
 def _end_with_parent() -> None:

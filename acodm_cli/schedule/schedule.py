@@ -2,8 +2,8 @@
 
 Columns: step, tokens (cumulative), domain, weight, samples, loss, reward, validation_loss, and per-step scalars that
 are repeated in each row. Further nullable float columns may follow: metrics of a mixer, per step or per domain. In the
-file's metadata, `acodm` is JSON about the run, and `acodm.policy` is the frozen policy as base64 of safetensors. There
-is no pickle anywhere, and what is read is bounded and checked before it is used.
+file's metadata, `acodm` is JSON about the run, `acodm.policy` is the frozen policy as base64 of safetensors, and
+`acodm.sha256` has digests of all of it. There is no pickle anywhere, and what is read is bounded and checked before it is used.
 
 Shape letters: S rows, each of a step or of a span of steps; K domains.
 """
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.schedule import digests
 from acodm_cli.schedule.info import RunInfo
 from acodm_cli.schedule.library import find_schedule
 from acodm_cli.schedule.timeline import Timeline
@@ -165,7 +166,7 @@ class Schedule:
             OSError: the path cannot be written.
         """
         with atomic_file(Path(path), durable) as file:
-            pq.write_table(self.to_arrow(), file, compression="zstd", row_group_size=1 << 20)
+            pq.write_table(self.to_arrow(), file, compression="zstd", row_group_size=1 << 20, write_page_checksum=True)
 
     def to_arrow(self) -> pa.Table:
         """Returns the tidy table with the metadata, as the file holds it; all columns must have been read."""
@@ -187,10 +188,17 @@ class Schedule:
         info = {"format_version": FORMAT_VERSION, "domains": self.domains} | self.info
         if self.metrics:
             info["metrics"] = self.metrics
-        metadata = {"acodm": json.dumps(info, sort_keys=True)}
+        description = json.dumps(info, sort_keys=True)
+        metadata: dict[str | bytes, str] = {"acodm": description}
         if self.policy is not None:
             metadata["acodm.policy"] = base64.b64encode(self.policy).decode()
+        metadata[digests.KEY] = digests.digests_of(description.encode(), self.policy, self._columns)
         return pa.table(columns, schema=schema).replace_schema_metadata(metadata)
+
+    @property
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """All columns that were read, by name, each as [S] or [S, K]."""
+        return {"step": self.step_S, "tokens": self.tokens_S, **self.per_domain, **self.per_step}
 
     def to_pandas(self) -> pandas.DataFrame:
         """Returns the tidy table as a dataframe; all columns must have been read."""
@@ -226,8 +234,15 @@ class Schedule:
                 policy = _read_policy(file.schema_arrow.metadata, path)
                 known = (*DOMAIN_COLUMNS, *STEP_COLUMNS, *metrics)
                 wanted = [name for name in known if name == "weight" or columns is None or name in columns]
-                schedule = _read_steps(file, wanted, metrics, info, path)
-                return replace(schedule, policy=policy)
+                schedule = replace(_read_steps(file, wanted, metrics, info, path), policy=policy)
+                written = file.schema_arrow.metadata
+                if digests.KEY in written:
+                    differs = digests.what_differs(written[digests.KEY], written[b"acodm"], policy, schedule._columns)
+                    if differs is not None:
+                        raise ScheduleError(
+                            f"{path}: its {differs} is not what was written; copy or make the file again"
+                        )
+                return schedule
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ScheduleError(
                 f"{path} is not a readable Parquet file ({in_short(error, 160)}); make or copy it again"
@@ -390,7 +405,8 @@ def _values(column: pa.ChunkedArray, name: str, num_domains: int, path: Path) ->
 
 def _check_weights(weights_SK: NDArray[np.float32], step_S: NDArray[np.int64], path: Path) -> None:
     finite = np.isfinite(weights_SK) & (weights_SK >= 0)
-    sums_S = weights_SK.astype(np.float64).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # a damaged file may hold a signalling NaN
+        sums_S = weights_SK.astype(np.float64).sum(axis=1)
     bad = ~finite.all(axis=1) | ~(np.abs(sums_S - 1) <= SIMPLEX_TOLERANCE)
     if bad.any():
         first = int(step_S[bad.argmax()])

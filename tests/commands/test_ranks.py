@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +95,53 @@ def test_errors_of_ranks_are_one_line(small: list[object], tmp_path: Path) -> No
         assert len(errors) == 1, said
         assert message in errors[0]
     assert not list(tmp_path.iterdir())
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """The processes that a launcher has started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == launcher:
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["second signal", "launcher killed"])
+def test_a_rank_that_hangs_is_ended(how: str, small: list[object], tmp_path: Path) -> None:
+    script = "import sys; from acodm_cli.commands import launch; launch.HUNG_SECONDS = 2.0; from acodm_cli.cli import main; main(sys.argv[1:])"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import acodm_cli.commands.launch as launch\nlaunch.HUNG_SECONDS = 2.0\n"
+    )
+    arguments = ["proxy-train", "--steps", 4000, "--nproc", 2, "--out", tmp_path / "a.parquet", *small]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 1/"):
+            break
+    ranks = ranks_of(process.pid)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGSTOP)  # the other waits for it for ever
+    if how == "second signal":
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        assert "did not end, and is killed" in said
+        assert process.returncode != 0
+    else:
+        process.kill()
+        os.kill(ranks[1], signal.SIGCONT)
+        process.communicate()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
