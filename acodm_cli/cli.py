@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from contextlib import suppress
@@ -75,7 +77,11 @@ def inspect(given: Given) -> None:
     settings = InspectSettings(**given.of(InspectSettings))
     from acodm_cli.commands.inspect import run_inspect
 
-    run_inspect(settings)
+    try:
+        run_inspect(settings)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output left; nothing is wrong, but Typer would exit with 1
+        _send_nowhere()
 
 
 def _settings(given: Given, command: Command, start: StartSettings) -> RunSettings | None:
@@ -154,8 +160,12 @@ def _ran_in_ranks(nproc: int | None) -> bool:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. Known errors become one line and their exit code."""
     end_with_launcher()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the terminal's encoding is, output must not fail for it
+            stream.reconfigure(errors="replace")
     try:
         code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
     except Interrupted as error:
         code = _fail(str(error), error.exit_code, "")
     except AcodmError as error:
@@ -163,14 +173,31 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = _fail("interrupted", 130, "")
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left; nothing is wrong
+        _send_nowhere()
         code = 0
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        _send_nowhere()
+        code = _fail(f"the output cannot be written: {error.strerror}; make room where it goes", 1)
     except Exception as error:
         # Typer's usage errors are known by their interface, because the module that defines them is private to Typer.
         if not hasattr(error, "format_message"):
             raise
         code = _fail(f"{error.format_message()} (see --help)", getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _send_nowhere() -> None:
+    """Leads stdout to the null device, or else Python would fail when it flushes what is left."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _shown(message: str) -> str:
+    """A message on one line, in which control characters are seen instead of obeyed."""
+    text = " ".join(message.replace("\r", "\\r").split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _fail(message: str, code: int, prefix: str = "error: ") -> int:
@@ -180,5 +207,5 @@ def _fail(message: str, code: int, prefix: str = "error: ") -> int:
             return code
         message = f"rank {rank}: {message}"
     with suppress(OSError):
-        print(prefix + " ".join(message.split()), file=sys.stderr)  # noqa: T201
+        print(prefix + _shown(message), file=sys.stderr)  # noqa: T201
     return code

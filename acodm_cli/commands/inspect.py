@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from acodm_cli.commands.export import run_export
 from acodm_cli.commands.inspect_settings import InspectSettings
 from acodm_cli.display import facts
 from acodm_cli.display.inspect import View, domain_order, print_views
 from acodm_cli.display.series import PLOTS, check_plot, chosen, plot_of
-from acodm_cli.display.style import printable, width_of
+from acodm_cli.display.style import Output, printable
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule import compose
 from acodm_cli.schedule.schedule import Schedule
@@ -66,7 +65,7 @@ def run_inspect(settings: InspectSettings) -> None:
     elif written:
         print(*written, sep="\n")  # noqa: T201 - the results, for scripts
     else:
-        print_views(views, settings.plot, Console(highlight=False, markup=False, width=width_of(sys.stdout)))
+        print_views(views, settings.plot, Output())
 
 
 def _check(settings: InspectSettings) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
+from acodm_cli.display.style import Output
 from acodm_cli.errors import UsageError
 from acodm_cli.mixing.catalog import mixer_class
 from acodm_cli.mixing.settings import MixingSettings
@@ -25,4 +25,4 @@ def print_mixer_options(mixer: str, preset: str) -> None:
     table = Table("name", "default", "what it is", box=None, pad_edge=False, header_style="bold")
     for name, each in declared(type(defaults)).items():  # type: ignore[arg-type]
         table.add_row(name, str(getattr(defaults, name)).lower(), each.documentation)
-    Console(markup=False, highlight=False).print(table if table.rows else f"mixer {mixer} has no options")
+    Output().print(table if table.rows else f"mixer {mixer} has no options")

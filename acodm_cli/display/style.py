@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TextIO
 
 from rich.console import Console
@@ -32,6 +33,17 @@ def key_of(index: int) -> str:
 def in_colour(console: Console) -> bool:
     """Returns whether areas can be told apart by colour. In a pipe they cannot, nor with NO_COLOR."""
     return console.color_system is not None and not console.no_color
+
+
+class Output(Console):
+    """The console of what a command is asked for, on stdout. If its reader leaves, as `head` does, nothing is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, markup=False, width=width_of(sys.stdout))
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich when the reader has left."""
+        raise BrokenPipeError
 
 
 def width_of(stream: TextIO) -> int | None:

@@ -14,6 +14,7 @@ import pytest
 
 from acodm_cli import Schedule
 from acodm_cli.cli import main
+from tests.command_line import acodm
 from tests.schedule.test_schedule import make_schedule
 
 
@@ -220,3 +221,35 @@ def test_what_was_not_recorded_is_said(capsys: pytest.CaptureFixture[str]) -> No
     code, _, err = run(capsys, "pile-natural", "--plot", "loss")
     assert code == 2
     assert "no loss to plot" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [[], ["--csv"], ["--json"]])
+def test_output_that_ends_early_and_disks_that_are_full(how: list[str], proxy: Path) -> None:
+    command = [sys.executable, "-m", "acodm_cli", "inspect", str(proxy), *how]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    process.stdout = None
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, b"")
+    with Path("/dev/full").open("wb") as full:
+        outcome = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert outcome.returncode == 1
+    assert outcome.stderr == "error: the output cannot be written: No space left on device; make room where it goes\n"
+
+
+@pytest.mark.slow
+def test_any_encoding_of_the_output(proxy: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "acodm_cli", "inspect", str(proxy)]
+    outcome = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.isascii()
+
+
+def test_control_characters_are_shown_and_not_obeyed() -> None:
+    outcome = acodm("inspect", "no\rsuch\x1b[31m.parquet")
+    assert outcome.code == 3
+    assert "no\\rsuch\\x1b[31m.parquet" in outcome.stderr
