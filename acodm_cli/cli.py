@@ -162,7 +162,8 @@ def main(arguments: list[str] | None = None) -> None:
     end_with_launcher()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever the terminal's encoding is, output must not fail for it
-            stream.reconfigure(errors="replace")
+            with suppress(OSError):  # where the stream was led elsewhere since it was opened
+                stream.reconfigure(errors="replace")
     try:
         code = app(arguments, standalone_mode=False)
         sys.stdout.flush()
