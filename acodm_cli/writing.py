@@ -3,15 +3,19 @@ they cannot be written."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Literal
 
 from acodm_cli.errors import AcodmError
+
+_WAIT_SECONDS = 0.05
 
 
 def partial_prefix(path: Path) -> str:
@@ -89,6 +93,54 @@ def atomic_folder(path: Path, existing: Literal["replace", "keep"] = "replace") 
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def locked_file(path: Path, wait: bool) -> Iterator[bool | None]:
+    """Holds the lock that a file stands for, and removes the file in the end. Gives True, False if another process holds it,
+    None if the file system has no locks.
+
+    wait: whether to wait for the other process.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while True:
+        handle = _opened(path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held: bool | None = True
+        except BlockingIOError:
+            held = False
+        except OSError:  # some network file systems
+            held = None
+        # The holder before may have removed the file between our two calls; then the lock is not of this name any more.
+        if held and not _is_named(handle, path):
+            os.close(handle)
+            time.sleep(_WAIT_SECONDS)
+            continue
+        break
+    try:
+        yield held
+    finally:
+        if held:
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    """Opens a lock file, which may be another user's. NFS locks files only that are open for writing."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)
+
+
+def _is_named(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
 
 
 def _sync(path: Path) -> None:

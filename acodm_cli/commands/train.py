@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay, make
 from acodm_cli.display.summary import print_corpus, print_efficiency, print_preflight, print_summary, print_title
 from acodm_cli.engine.distributed import joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds, flops_per_token, matmul_flops_per_second
+from acodm_cli.limits import cores_of_this_job
 from acodm_cli.runs.build import build_run
 from acodm_cli.runs.efficiency import Efficiency
 from acodm_cli.runs.folder import RunFolder
@@ -37,6 +39,7 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         AcodmError: one of the parts failed. What was on disk is still there.
     """
     ranks, folder = ranks_asked_for(), RunFolder(start.out)
+    _use_threads(start.threads)
     with ExitStack() as stack:
         console = make_console(quiet=not ranks.is_first)
 
@@ -51,6 +54,7 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         if not start.dry_run:
             ranks.first(lambda: check_trackers(settings.trackers, start.out, start.force or start.resume))
             ranks.first(lambda: stack.enter_context(folder.locked(warn)))
+            ranks.first(lambda: stack.enter_context(folder.model_locked(settings.save_model)))
         with PreparationDisplay(console) as on_progress:
             run = build_run(settings, schedule=schedule, ranks=ranks, on_progress=on_progress, warn=warn)
         print_title(console, run.info(), run.compute.label)
@@ -81,6 +85,16 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         print_summary(console, written)
         print_efficiency(console, efficiency)
         return True
+
+
+def _use_threads(threads: int | None) -> None:
+    """Computes with so many threads; None for those that PyTorch would take, but not more than the job has cores."""
+    import torch
+
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = min(torch.get_num_threads(), cores_of_this_job())
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _trackers(run: Run, start: StartSettings, following: ExitStack) -> list[Tracker]:

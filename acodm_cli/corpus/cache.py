@@ -9,20 +9,17 @@ no holder of its lock, and is removed.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
 
-from acodm_cli.writing import atomic_folder, cache_errors, partials_of
+from acodm_cli.writing import atomic_folder, cache_errors, locked_file, partials_of
 
-_WAIT_SECONDS = 0.05
 _LEFT_OVER = re.compile(r"\.(?P<name>.+)\.(acodm-.+|lock)")
 
 
@@ -71,7 +68,7 @@ def remove_left_over(folders: Path) -> None:
         found = _LEFT_OVER.fullmatch(name)
         if found is None:
             continue
-        with suppress(OSError), _lock_of(folders / found["name"], wait=False) as held:
+        with suppress(OSError), locked_file(_lock_of(folders / found["name"]), wait=False) as held:
             if held and name.endswith(".lock"):
                 continue  # the lock removes itself
             if held:
@@ -82,52 +79,14 @@ def remove_left_over(folders: Path) -> None:
 def _locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
     """Holds the lock of a folder. Gives whether another process held it first. Where the file system has no locks, nothing
     is waited for."""
-    with _lock_of(folder, wait=False) as held:
+    with locked_file(_lock_of(folder), wait=False) as held:
         if held is not False:
             yield False
             return
     on_wait()
-    with _lock_of(folder, wait=True) as held:
+    with locked_file(_lock_of(folder), wait=True) as held:
         yield held is True
 
 
-@contextmanager
-def _lock_of(folder: Path, wait: bool) -> Iterator[bool | None]:
-    """Takes the lock of a folder. Gives True, False if another process holds it, None if there are no locks here."""
-    path = folder.parent / f".{folder.name}.lock"
-    while True:
-        handle = _opened(path)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held: bool | None = True
-        except BlockingIOError:
-            held = False
-        except OSError:  # some network file systems
-            held = None
-        # The holder before may have removed the file between our two calls; then the lock is not of this name any more.
-        if held and not _is_named(handle, path):
-            os.close(handle)
-            time.sleep(_WAIT_SECONDS)
-            continue
-        break
-    try:
-        yield held
-    finally:
-        if held:
-            path.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _opened(path: Path) -> int:
-    """Opens a lock file, which may be another user's. NFS locks files only that are open for writing."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY)
-
-
-def _is_named(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except OSError:
-        return False
+def _lock_of(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.lock"

@@ -40,6 +40,8 @@ from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.settings import declared
 
 ALONE = Ranks()
+# A schedule that is replayed over so many times its tokens is warned of.
+STRETCHED = 10
 
 
 def _warn(message: str) -> None:
@@ -87,6 +89,7 @@ def build_run(
         corpus = corpus.in_order_of(schedule.domains, settings.map)
         if schedule.run.tokenizer_fingerprint not in ("", corpus.tokenizer.fingerprint):
             warn("the schedule was learned with another tokenizer; its weights are shares of that one's tokens")
+        _warn_of_stretching(settings, schedule, warn)
     corpus.check_sequences(settings.seq_len)
     check_room(corpus, settings.seq_len, settings.batch, settings.steps, settings.max_epochs)
     prior_K = _prior(settings, corpus, schedule)
@@ -152,6 +155,17 @@ def _check_data_given(settings: RunSettings, schedule: Schedule | None) -> None:
         raise ScheduleError(
             f"--data is not given, and the schedule was learned on {learned_on} with the domains {', '.join(names[:4])}"
             f"{', …' if len(names) > 4 else ''}; give its corpus with --data, and its --tokenizer"
+        )
+
+
+def _warn_of_stretching(settings: RunSettings, schedule: Schedule, warn: Callable[[str], None]) -> None:
+    """Warns if recorded weights are to be stretched over a budget that is another one altogether."""
+    recorded, budget = int(schedule.tokens_S[-1]), settings.steps * settings.tokens_per_step
+    stretched = settings.mode == "replay" and settings.replay_by == "progress" and len(schedule) > 1
+    if stretched and 0 < STRETCHED * recorded < budget:
+        warn(
+            f"weights recorded over {recorded:.3g} tokens are stretched over {budget:.3g}, {budget / recorded:.0f} times as "
+            "many: what was learned early holds for long, and small domains are repeated more often than it was learned with"
         )
 
 

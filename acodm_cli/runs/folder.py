@@ -26,7 +26,7 @@ from acodm_cli.errors import AcodmError, UsageError
 from acodm_cli.runs.settings import RunSettings
 from acodm_cli.schedule.library import RECORD
 from acodm_cli.settings import declared
-from acodm_cli.writing import atomic_file, in_short, partials_of
+from acodm_cli.writing import atomic_file, in_short, locked_file, partials_of
 
 RUN_VERSION = 3
 CHECKPOINT_VERSION = 3
@@ -139,6 +139,27 @@ class RunFolder:
             if not self.settings_file.is_file() and not self.checkpoints():  # The run never began, or is complete.
                 self.remove(with_lock=True)
             os.close(handle)
+
+    @contextmanager
+    def model_locked(self, save_model: str | None) -> Iterator[None]:
+        """Keeps other runs from saving their model where this one will. save_model: where that is, None for nowhere.
+
+        Raises:
+            UsageError: another run will save its model there, or the place cannot be written.
+        """
+        if save_model is None:
+            yield
+            return
+        model = Path(save_model).absolute()
+        try:
+            with locked_file(model.parent / f".{model.name}.lock", wait=False) as held:
+                if held is False:
+                    raise UsageError(f"another run will save its model in {save_model}; give another --save-model")
+                yield
+        except OSError as error:
+            if error.filename is None or not str(error.filename).endswith(".lock"):
+                raise
+            raise UsageError(f"cannot write in {model.parent}: {in_short(error)}; choose another place") from None
 
     def begin(self, settings: RunSettings) -> None:
         """Claims the folder for a new run that is ready to train, and deletes an unfinished one. It needs the lock."""

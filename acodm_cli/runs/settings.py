@@ -131,5 +131,8 @@ class StartSettings:
     nproc: int | None = setting(None, least=1, panel="Training")
     """Start so many ranks on this machine, as torchrun --nproc-per-node does."""
 
+    threads: int | None = setting(None, least=1, panel="Training")
+    """The number of threads for computing on a CPU. Default: the cores that this job has, shared by its ranks."""
+
     def __post_init__(self) -> None:
         check_options(self)

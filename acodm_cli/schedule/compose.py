@@ -106,9 +106,15 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
     The runs are aligned by progress, on the steps of the first. The deviation divides by n - 1.
 
     Raises:
-        UsageError: the runs have different domains.
+        UsageError: the runs have different domains, or one is there twice.
     """
     first = schedules[0]
+    for number, one in enumerate(schedules):
+        for earlier, other in enumerate(schedules[:number]):
+            if one.run.seeds and one.info == other.info and np.array_equal(one.weights_SK, other.weights_SK):
+                raise UsageError(
+                    f"files {earlier + 1} and {number + 1} are the same run, which would count twice; leave one out"
+                )
     ordered = [first, *(other.in_order_of(first.domains) for other in schedules[1:])]
     at_S = (np.arange(len(first)) + 0.5) / len(first)
     stacks = {

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from acodm_cli.display.style import cut
+from acodm_cli.runs.folder import RunFolder
 from acodm_cli.schedule.schedule import Schedule
 from tests.command_line import acodm, start_acodm
 
@@ -189,6 +191,20 @@ def test_where_a_model_is_not_saved(data: Path, small: list[object], tmp_path: P
     assert (tmp_path / "notes" / "diary.txt").read_text() == "mine"
 
 
+def test_two_runs_do_not_save_one_model(small: list[object], tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "other.parquet").model_locked(str(tmp_path / "model")):
+        outcome = acodm(
+            "proxy-train", "--steps", 2, "--save-model", tmp_path / "model", "--out", tmp_path / "a.parquet", *small
+        )
+        assert outcome.code == 2
+        assert "another run will save its model in" in outcome.stderr
+    outcome = acodm(
+        "proxy-train", "--steps", 2, "--save-model", tmp_path / "model", "--out", tmp_path / "a.parquet", *small
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "model"]
+
+
 def test_a_saved_model_is_what_was_trained(data: Path, tokenizer_file: Path, cache: Path, tmp_path: Path) -> None:
     """It generates, takes padded batches, and gives the tokens of training."""
     definition = json.loads(tokenizer_file.read_text())
@@ -258,3 +274,27 @@ def test_names_are_cut_in_their_middle() -> None:
     assert cut("short", 8) == "short"
     assert cut("weborganizer_quality_high", 11) == "webor…_high"
     assert len(cut("weborganizer_quality_high", 12)) == 12
+
+
+def test_a_schedule_that_is_stretched_is_warned_of(proxy: Path, small: list[object], tmp_path: Path) -> None:
+    command = ["apply", "--schedule", proxy, "--mode", "replay", "--model", "pythia-14m", "--dry-run", *small]
+    assert "stretched" not in acodm(*command, "--steps", 300).stderr
+    said = acodm(*command, "--steps", 800).stderr
+    assert "weights recorded over 1.02e+04 tokens are stretched over 2.05e+05, 20 times as many" in said
+    assert "stretched" not in acodm(*command, "--steps", 800, "--replay-by", "steps").stderr
+
+
+def test_a_run_is_not_merged_with_itself(proxy: Path, tmp_path: Path) -> None:
+    shutil.copy(proxy, tmp_path / "copy.parquet")
+    outcome = acodm("inspect", "--merge", proxy, tmp_path / "copy.parquet")
+    assert outcome.code == 2
+    assert "files 1 and 2 are the same run, which would count twice" in outcome.stderr
+
+
+def test_threads(small: list[object], tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert acodm("proxy-train", "--steps", 1, "--threads", 2, "--out", tmp_path / "a.parquet", *small).code == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
