@@ -100,6 +100,12 @@ def smooth(schedule: Schedule, steps: int) -> Schedule:
     )
 
 
+def _same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> bool:
+    if one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
+        return False
+    return all(np.array_equal(values, other[name], equal_nan=True) for name, values in one.items())
+
+
 def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
     """Returns the mean of several runs, and the standard deviation of their weights over the runs. [S, K]
 
@@ -111,7 +117,7 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
     first = schedules[0]
     for number, one in enumerate(schedules):
         for earlier, other in enumerate(schedules[:number]):
-            if one.run.seeds and one.info == other.info and np.array_equal(one.weights_SK, other.weights_SK):
+            if one.info == other.info and _same(one.per_domain, other.per_domain):
                 raise UsageError(
                     f"files {earlier + 1} and {number + 1} are the same run, which would count twice; leave one out"
                 )
