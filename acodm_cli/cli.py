@@ -100,7 +100,22 @@ def _settings(given: Given, command: Command, start: StartSettings) -> RunSettin
         raise UsageError("give the target with --model, for example --model pythia-1b")
     if command == "apply" and "save_model" not in values:
         values["save_model"] = str(start.out.parent / f"{start.out.stem}.model")
-    return RunSettings(command=command, **values)
+    settings = RunSettings(command=command, **values)
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+        _check_places(settings)
+    return settings
+
+
+def _check_places(settings: RunSettings) -> None:
+    """Raises UsageError or ScheduleError for a place that is not there, before PyTorch takes seconds to be imported."""
+    if settings.data is not None:
+        from acodm_cli.corpus.sources import place_of
+
+        place_of(settings.data, settings.domain_field)
+    if settings.schedule is not None:
+        from acodm_cli.schedule.library import find_schedule
+
+        find_schedule(settings.schedule)
 
 
 def _resumed_settings(values: dict[str, Any], named: set[str], command: Command, out: Path) -> RunSettings | None:

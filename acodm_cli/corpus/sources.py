@@ -89,12 +89,10 @@ def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None, fol
     Raises:
         UsageError: the data has none of the forms above, or nothing in it can be read.
     """
-    try:
-        path = Path(data).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # a name that no file can have, or an unknown user's home
-        raise UsageError(f"--data {in_short(ValueError(data), 80)}: {in_short(error)}") from None
-    if domain_tokens is not None and path.exists():
+    path = place_of(data, fields.domain)
+    if path is None:
+        return CorpusPlan(data, [HubSource(None, data, fields, tokens=domain_tokens)])
+    if domain_tokens is not None:
         raise UsageError("--domain-tokens is for a dataset of the hub, and does nothing with files; leave it out")
     if path.is_dir():
         return _checked(_of_folder(path, fields, follow_links))
@@ -102,20 +100,33 @@ def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None, fol
         raise UsageError("--domain-field does nothing with a manifest, which names the domains; leave it out")
     if path.suffix == ".toml":
         return _checked(_of_manifest(path, fields, follow_links))
-    if path.is_file():
-        if fields.domain is None:
-            raise UsageError(
-                f"--data {data} is one file; name the field with each record's domain (--domain-field), or give a folder "
-                "or a manifest"
-            )
-        kind = kind_of(path)
-        if kind is None:
-            raise UsageError(f"--data {data} cannot be read; {READ}")
-        source = _of_fields([DataFile(path, (), kind)], fields, Account(), f"--data {data}")
-        return _checked(CorpusPlan(path.stem, [source]))
+    if fields.domain is None:
+        raise UsageError(
+            f"--data {data} is one file; name the field with each record's domain (--domain-field), or give a folder "
+            "or a manifest"
+        )
+    kind = kind_of(path) if path.is_file() else None
+    if kind is None:
+        raise UsageError(f"--data {data} cannot be read; {READ}")
+    source = _of_fields([DataFile(path, (), kind)], fields, Account(), f"--data {data}")
+    return _checked(CorpusPlan(path.stem, [source]))
+
+
+def place_of(data: str, domain_field: str | None) -> Path | None:
+    """Returns where --data lies, None if it is the name of a hub dataset. This is quick, and reads nothing.
+
+    Raises:
+        UsageError: there is no such place, and it cannot be the name of a hub dataset.
+    """
+    try:
+        path = Path(data).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # a name that no file can have, or an unknown user's home
+        raise UsageError(f"--data {in_short(ValueError(data), 80)}: {in_short(error)}") from None
     hub_name = _HUB_NAME.fullmatch(data)
-    if hub_name and fields.domain is not None:
-        return CorpusPlan(data, [HubSource(None, data, fields, tokens=domain_tokens)])
+    if hub_name and domain_field is not None:
+        return None
     hint = "; for a hub dataset, also name the field with each record's domain (--domain-field)" if hub_name else ""
     raise UsageError(
         f"--data {data} does not exist here; give a folder, a file, a manifest (.toml), or a hub dataset (org/name){hint}"
