@@ -49,7 +49,8 @@ def test_splitting_again_keeps_every_token_and_no_text_is_on_both_sides(
     random.shuffle(pairs)
     documents_N = table(pairs)
     # Each token knows its text and its place in it.
-    tokens = np.concatenate([np.arange(length) + 1000 * (text_hash % 2**40) for text_hash, length in pairs])
+    texts = {text_hash: number for number, text_hash in enumerate(sorted({text_hash for text_hash, _ in pairs}))}
+    tokens = np.concatenate([np.arange(length) + 1000 * texts[text_hash] for text_hash, length in pairs])
     wanted = wanted_of(len(tokens), sequence)
     train, validation, after = split(tokens, tokens[:0], documents_N, wanted)
     assert sorted(np.concatenate([train, validation]).tolist()) == sorted(tokens.tolist())
