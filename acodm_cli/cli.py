@@ -15,12 +15,13 @@ import typer
 
 from acodm_cli import __version__, errors
 from acodm_cli.commands.inspect_settings import InspectSettings
-from acodm_cli.commands.launch import end_with_launcher, run_ranks
+from acodm_cli.commands.launch import end_with_launcher, is_a_rank, run_ranks
 from acodm_cli.commands.options import Given, takes
 from acodm_cli.errors import AcodmError, Interrupted, ResourceError, UsageError
 from acodm_cli.mixing.settings import MIXER_OF_MODE
 from acodm_cli.runs.settings import Command, RunSettings, StartSettings
 from acodm_cli.settings import as_given, declared
+from acodm_cli.writing import send_nowhere
 
 app = typer.Typer(
     name="acodm",
@@ -81,7 +82,7 @@ def inspect(given: Given) -> None:
         run_inspect(settings)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output left; nothing is wrong, but Typer would exit with 1
-        _send_nowhere()
+        send_nowhere(sys.stdout)
 
 
 def _settings(given: Given, command: Command, start: StartSettings) -> RunSettings | None:
@@ -101,7 +102,7 @@ def _settings(given: Given, command: Command, start: StartSettings) -> RunSettin
     if command == "apply" and "save_model" not in values:
         values["save_model"] = str(start.out.parent / f"{start.out.stem}.model")
     settings = RunSettings(command=command, **values)
-    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+    if not is_a_rank():
         _check_places(settings)
     return settings
 
@@ -189,12 +190,12 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = _fail("interrupted", 130, "")
     except BrokenPipeError:
-        _send_nowhere()
+        send_nowhere(sys.stdout)
         code = 0
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
-        _send_nowhere()
+        send_nowhere(sys.stdout)
         code = _fail(f"the output cannot be written: {error.strerror}; make room where it goes", 1)
     except Exception as error:
         # Typer's usage errors are known by their interface, because the module that defines them is private to Typer.
@@ -204,12 +205,6 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _send_nowhere() -> None:
-    """Leads stdout to the null device, or else Python would fail when it flushes what is left."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _shown(message: str) -> str:
     """A message on one line, in which control characters are seen instead of obeyed."""
     text = " ".join(message.replace("\r", "\\r").split())
@@ -217,7 +212,7 @@ def _shown(message: str) -> str:
 
 
 def _fail(message: str, code: int, prefix: str = "error: ") -> int:
-    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") not in ("", "1") else "0"
+    rank = os.environ.get("RANK", "0") if is_a_rank() else "0"
     if rank not in ("", "0"):
         if errors.joined and code != ResourceError.exit_code:  # the first rank says what all ranks know
             return code

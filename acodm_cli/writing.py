@@ -8,10 +8,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, TextIO
 
 from acodm_cli.errors import AcodmError
 
@@ -158,6 +158,19 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def few(names: Sequence[str]) -> str:
+    """Returns the first three names on one line, with dots if there are more."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def send_nowhere(stream: TextIO) -> None:
+    """Leads a stream that cannot be written any more to the null device, or else Python itself would fail when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def in_short(error: BaseException, longest: int = 200) -> str:

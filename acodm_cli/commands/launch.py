@@ -26,6 +26,11 @@ _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _LAUNCHER = "ACODM_LAUNCHER"
 
 
+def is_a_rank() -> bool:
+    """Whether a launcher has started this process as one of several ranks."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
 def run_ranks(count: int, arguments: list[str]) -> int:
     """Runs `acodm arguments` (without --nproc) in `count` ranks, and passes signals on to them. Returns the exit code
     of the run.
@@ -33,7 +38,7 @@ def run_ranks(count: int, arguments: list[str]) -> int:
     Raises:
         UsageError: this process is a rank itself.
     """
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+    if is_a_rank():
         raise UsageError("--nproc starts ranks, and this is one already (WORLD_SIZE is set); leave one of the two out")
     arguments = _without_nproc(arguments)
     with socket.socket() as free:

@@ -21,6 +21,7 @@ from acodm_cli.corpus.store_writer import OnProgress
 from acodm_cli.corpus.token_store import DomainStore, open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
 from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.writing import few
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,7 @@ def open_corpus(
     if bad:
         warnings.append(f"{bad} records were left out: {'; '.join(examples[:3])}{'; …' if bad > 3 else ''}")
     if fruitless:
-        more = ", …" if len(fruitless) > 3 else ""
-        warnings.append(f"files without any document: {', '.join(map(str, fruitless[:3]))}{more} ({len(fruitless)})")
+        warnings.append(f"files without any document: {few(list(map(str, fruitless)))} ({len(fruitless)})")
     if blank:
         warnings.append(f"domains left out, because none of their documents has text: {', '.join(blank[:5])}")
     return Corpus(plan.name, tokenizer, domains, plan.weights, plan.upsampling, plan.account, bad, warnings)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from acodm_cli.corpus.compression import COMPRESSIONS
 from acodm_cli.corpus.readers import STREAMS, TABLES
+from acodm_cli.writing import few
 
 # Of several kinds of held-out text, the first of these is the validation split; none is trained on.
 HELD_OUT_WORDS = ("validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout", "test")
@@ -25,13 +26,14 @@ _ALIASES = {
 _SPLITS = {word: word for word in (*HELD_OUT_WORDS, TRAIN)} | _ALIASES
 _CUT = re.compile(r"[-_. =]+|(?<=[a-z])(?=[A-Z])")
 _HOLD_OUT = re.compile(r"(held|hold)[-_. ]out", re.IGNORECASE)
+# These say how much of a split there is; they name no domain.
+_QUANTITIES = {"partial", "full", "sample", "small", "mini", "tiny", "all"}
 # These say nothing about split or domain where they end a name, as numbers, sizes and versions do.
 _NEUTRAL = {
     "data", "dataset", "set", "split", "part", "shard", "chunk", "file", "of", "tfrecord", "text", "document",
-    "documents", "sentence", "tokens", "tokenized", "tok", "partial", "full", "sample", "small", "mini", "tiny", "all",
+    "documents", "sentence", "tokens", "tokenized", "tok", *_QUANTITIES,
 }  # fmt: skip
 _SIZE = re.compile(r"\d+[kmbgt]?b?|v\d+")
-_QUANTITIES = {"partial", "full", "sample", "small", "mini", "tiny", "all"}
 # What tools append to the name of a set: TFDS, and the preprocessing of Megatron-LM.
 _APPENDED = re.compile(r"[-_.](tfrecord|text_document|text_sentence|train|training)$", re.IGNORECASE)
 _NUMBERS = re.compile(r"((?:[-_.]\d+)+)([-_]of[-_]\d+)?$", re.IGNORECASE)
@@ -209,8 +211,7 @@ def parts_of_sets(stems: Iterable[str]) -> tuple[dict[str, str], list[str]]:
             domains |= {name: base if name not in numbered else _without_appended(name) for name in parts}
             if len(numbered) > 1:
                 names = sorted(domains[name] for name in numbered)
-                shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-                said.append(f"{shown} are domains of their own: their numbers do not count the parts of one")
+                said.append(f"{few(names)} are domains of their own: their numbers do not count the parts of one")
     return domains, said
 
 

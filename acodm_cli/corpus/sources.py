@@ -24,7 +24,7 @@ from acodm_cli.corpus import names
 from acodm_cli.corpus.files import READ, Account, DataFile, files_below, files_matching, identity, kind_of
 from acodm_cli.corpus.readers import Fields
 from acodm_cli.errors import UsageError
-from acodm_cli.writing import in_short
+from acodm_cli.writing import few, in_short
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _LARGEST_MANIFEST = 1 << 24
@@ -261,7 +261,7 @@ def _instead(account: Account) -> str:
 def _shown(files: list[DataFile]) -> str:
     """The first few of some files, with the folders that they lie in."""
     shown = [str(Path(*file.folders[-2:], file.path.name)) for file in files]
-    return ", ".join(shown[:3]) + (f", … ({len(shown)} files)" if len(shown) > 3 else "")
+    return few(shown) + (f" ({len(shown)} files)" if len(shown) > 3 else "")
 
 
 def _split(files: list[DataFile], named_by_domain: bool) -> tuple[list[DataFile], list[DataFile]]:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from acodm_cli.display.style import bar, width_of
+from acodm_cli.writing import send_nowhere
 
 if TYPE_CHECKING:
     from acodm_cli.engine.trainer import StepEvent
@@ -177,7 +178,7 @@ class _Steady(io.TextIOBase):
         except (OSError, ValueError) as error:
             self.lost += 1
             if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO, errno.EBADF):
-                _send_nowhere(self.stream)
+                send_nowhere(self.stream)
         return len(text)
 
     def flush(self) -> None:
@@ -195,14 +196,6 @@ class _Steady(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         """The stream's encoding."""
         return self.stream.encoding or "utf-8"
-
-
-def _send_nowhere(stream: TextIO) -> None:
-    """Leads a stream that nobody reads any more to the null device, or else Python itself would fail when it ends."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
 
 
 def say_at_once(message: str) -> None:

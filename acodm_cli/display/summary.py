@@ -19,6 +19,7 @@ from acodm_cli.display.facts import validation_rows
 from acodm_cli.display.inspect import View, domain_table
 from acodm_cli.display.style import cut, human_count, in_colour
 from acodm_cli.schedule.schedule import Schedule
+from acodm_cli.writing import few
 
 if TYPE_CHECKING:
     from acodm_cli.runs.efficiency import Efficiency
@@ -102,21 +103,15 @@ def _validation_text(corpus: Corpus) -> str:
     held_out = [domain.name for domain in corpus.domains if not domain.provenance.validation_files]
     parts = []
     if given:
-        parts.append(
-            _first(list(dict.fromkeys(name for domain in given for name in domain.provenance.validation_files)))
-        )
+        parts.append(few(list(dict.fromkeys(name for domain in given for name in domain.provenance.validation_files))))
     if held_out:
-        parts.append(f"one in {HOLD_OUT_EVERY} held out" + (f" of {_first(held_out)}" if given else ""))
+        parts.append(f"one in {HOLD_OUT_EVERY} held out" + (f" of {few(held_out)}" if given else ""))
     return f"validation text: {'; '.join(parts)}; documents end with {corpus.tokenizer.end_text}"
 
 
 def _named(paths: Sequence[Path]) -> str:
     """A number of files, and the names of the first few."""
-    return f"{len(paths):,} ({_first(sorted({path.name for path in paths}))})"
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(paths):,} ({few(sorted({path.name for path in paths}))})"
 
 
 def _line(console: Console, text: str, style: str | None = None) -> None:
