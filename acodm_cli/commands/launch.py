@@ -53,7 +53,6 @@ def run_ranks(count: int, arguments: list[str]) -> int:
             [sys.executable, "-m", "acodm_cli", *arguments],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             start_new_session=True,  # a terminal's Ctrl-C reaches them once, through us
-            preexec_fn=_end_with_parent,
         )
         for rank in range(count)
     ]
@@ -78,8 +77,7 @@ def run_ranks(count: int, arguments: list[str]) -> int:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], received: list[float]) -> int:
-    """Returns 0 if all ranks ended well, else the exit code of the first rank that did not. received: when signals were
-    passed on."""
+    """Returns the exit code of the run. received: when signals were passed on."""
     deadline = None
     while any(rank.poll() is None for rank in ranks):
         if deadline is None and any(rank.poll() for rank in ranks):
@@ -89,13 +87,18 @@ def _wait(ranks: list[subprocess.Popen[bytes]], received: list[float]) -> int:
         if deadline is not None and time.monotonic() > deadline:
             hung = [number for number, rank in enumerate(ranks) if rank.poll() is None]
             print(f"warning: rank {', '.join(map(str, hung))} did not end, and is killed", file=sys.stderr)  # noqa: T201
+            codes = [code for rank in ranks if (code := rank.poll())]
             for number in hung:
                 ranks[number].kill()
                 ranks[number].wait()
-            break
+            return _exit_code(codes or [-signal.SIGKILL])
         time.sleep(0.05)
-    codes = [code for rank in ranks if (code := rank.poll())]
-    # A rank that a signal killed has a negative code; the shell's convention is 128 + signal.
+    return _exit_code([code for rank in ranks if (code := rank.poll())])
+
+
+def _exit_code(codes: list[int]) -> int:
+    """Returns 0 if no rank failed, else the code of the first that did. A rank that a signal killed has a negative code; the
+    shell's convention is 128 + signal."""
     return 0 if not codes else codes[0] if codes[0] > 0 else 128 - codes[0]
 
 
@@ -112,22 +115,26 @@ def _without_nproc(arguments: list[str]) -> list[str]:
 
 
 def end_with_launcher() -> None:
-    """Runs in a rank: if the process that started it is gone, the rank has been told to stop by then (`_end_with_parent`);
-    if it hangs, it is ended here. Without a launcher of ours, this does nothing."""
-    launcher = os.environ.get(_LAUNCHER, "")
-    if not launcher.isdigit() or os.getppid() != int(launcher):
+    """Runs in a rank: when the process that started it is killed, the rank is told to stop, and saves; if it hangs then, it is
+    ended. Without a launcher of ours, this does nothing."""
+    name = os.environ.get(_LAUNCHER, "")
+    if not name.isdigit():
         return
+    launcher = int(name)
+    try:
+        os.kill(launcher, 0)
+    except ProcessLookupError:  # it was killed while this rank started
+        sys.exit(128 + signal.SIGTERM)
+    if os.getppid() != launcher:  # a process that a rank has started
+        return
+    if sys.platform == "linux":
+        # The rank asks for this itself. Code between fork and exec could wait for ever for a lock of another thread.
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
     def watch() -> None:
-        while os.getppid() == int(launcher):
+        while os.getppid() == launcher:
             time.sleep(1)
         time.sleep(HUNG_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="launcher").start()
-
-
-def _end_with_parent() -> None:
-    """Runs in the child: if this process is killed, the child is told to stop, and saves. Only Linux can do this."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)

@@ -48,7 +48,7 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
 
         said_by = say_at_once if ranks.is_first else lambda message: None
         stop = stack.enter_context(StopRequest(start.resume, said_by).installed())
-        stack.enter_context(joined(ranks, settings.device))
+        ranks = stack.enter_context(joined(ranks, settings.device))
         if not (start.resume or start.dry_run):
             ranks.first(lambda: folder.check(settings, start.force))
         if not start.dry_run:

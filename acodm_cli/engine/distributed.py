@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.distributed import device_mesh, fsdp, tensor
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from acodm_cli import errors
@@ -31,7 +32,7 @@ from acodm_cli.engine.settings import Parallel
 from acodm_cli.errors import AcodmError, ResourceError, UsageError
 from acodm_cli.writing import in_short
 
-# Ranks wait for the first one while it tokenises a corpus.
+# Ranks wait for the first one while it tokenises a corpus. In training, `watch.py` is sooner.
 _TIMEOUT = timedelta(hours=6)
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
@@ -40,11 +41,12 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Ranks:
     """This process among all ranks. rank: its number, from 0 to world_size - 1. local_rank: its number on this machine,
-    which is the index of its GPU."""
+    which is the index of its GPU. store: where ranks that have joined leave each other messages."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    store: Any = field(default=None, compare=False)  # a torch.distributed.Store, which torch does not export as a type
 
     @property
     def is_first(self) -> bool:
@@ -148,14 +150,15 @@ def ranks_asked_for() -> Ranks:
 
 
 @contextmanager
-def joined(ranks: Ranks, device: str) -> Iterator[None]:
-    """A context in which the ranks can talk to each other. device: the value of --device.
+def joined(ranks: Ranks, device: str) -> Iterator[Ranks]:
+    """A context in which the ranks can talk to each other; gives the ranks with their store. device: the value of
+    --device.
 
     Raises:
         ResourceError: there are fewer GPUs than ranks on this machine, or the ranks do not find each other.
     """
     if not ranks.many:
-        yield
+        yield ranks
         return
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
@@ -166,13 +169,20 @@ def joined(ranks: Ranks, device: str) -> Iterator[None]:
             )
         torch.cuda.set_device(ranks.local_rank)
     try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+        store = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=_TIMEOUT))[0]
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=distributed.PrefixStore("torch", store),  # type: ignore[attr-defined]
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=_TIMEOUT,
+        )
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ResourceError(f"the ranks do not find each other at {address}: {in_short(error)}") from None
     errors.joined = True
     try:
-        yield
+        yield replace(ranks, store=store)
         distributed.barrier()
     finally:
         gc.collect()

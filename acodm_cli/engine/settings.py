@@ -57,6 +57,10 @@ class TrainSettings:
     parallel: Parallel = setting("ddp", changeable=True)
     """How many ranks share the work: ddp (each rank holds the model) or fsdp (each rank holds a shard of it)."""
 
+    rank_timeout: float = setting(10.0, least=0.01, changeable=True)
+    """The minutes that a step, its validation or a checkpoint may take where there are several ranks. Then the run ends and says
+    which rank hangs."""
+
     compile: Compile = setting("auto", changeable=True)
     """Whether the transformer blocks run through torch.compile. auto: on CUDA."""
 

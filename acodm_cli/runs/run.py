@@ -18,6 +18,7 @@ from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.memory import MemoryEstimate
 from acodm_cli.engine.trainer import StepEvent, Trainer
+from acodm_cli.engine.watch import Watch
 from acodm_cli.errors import STOP_SIGNALS, AcodmError, Interrupted, UsageError
 from acodm_cli.mixing.mixer import Array, Mixer
 from acodm_cli.runs.folder import RunFolder, load_checkpoint
@@ -119,13 +120,15 @@ class Run:
         """
         if self._stop is not None:
             self._stop.in_training = True
-        with memory_errors(self.settings):
+        with memory_errors(self.settings), Watch(self.ranks, 60 * self.settings.rank_timeout) as watch:
             for event in self.trainer.steps():
+                watch.round_ended()
                 if self.ranks.is_first:
                     self.recorder.add(event)
                 yield event
                 # From here on all ranks act together, and whoever follows the run has seen the step.
                 self._save_if_due(event.step)
+                watch.round_ended()
 
     def _save_if_due(self, step: int) -> None:
         folder, stop, settings = self._folder, self._stop, self.settings

@@ -145,3 +145,50 @@ def test_a_rank_that_hangs_is_ended(how: str, small: list[object], tmp_path: Pat
     while any(Path(f"/proc/{rank}").exists() for rank in ranks) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hung", [0, 1])
+def test_a_rank_that_does_not_answer_is_named(hung: int, small: list[object], tmp_path: Path) -> None:
+    how = ["proxy-train", "--steps", 4000, "--nproc", 2, "--rank-timeout", 0.05, "--out", tmp_path / "a.parquet"]
+    process = start_acodm(*how, *small)
+    assert process.stderr is not None
+    next(line for line in process.stderr if line.startswith("step 1/"))
+    ranks = {rank_of(process_id): process_id for process_id in ranks_of(process.pid)}
+    os.kill(ranks[hung], signal.SIGSTOP)
+    started = time.monotonic()
+    _, said = process.communicate(timeout=100)
+    assert time.monotonic() - started < 60
+    assert process.returncode == 1
+    assert f"error: no step has ended for 0.05 minutes: rank {hung} does not answer" in said
+    assert "continue with --resume" in said
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks.values())
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_says_where(small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "from acodm_cli.corpus.sampler import Sampler\n"
+        "draw, drawn = Sampler.draw, []\n"
+        "def slow(self, weights_K):\n"
+        "    drawn.append(1)\n"
+        "    if len(drawn) == 6 and os.environ.get('RANK') == '1':\n"
+        "        time.sleep(1000)\n"
+        "    return draw(self, weights_K)\n"
+        "Sampler.draw = slow\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+    how = ["proxy-train", "--steps", 4000, "--nproc", 2, "--rank-timeout", 0.05, "--out", tmp_path / "a.parquet"]
+    process = start_acodm(*how, *small)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert re.search(r"rank 0 is in \w+ of engine/\w+\.py, line \d+ \(process \d+ on ", said), said
+    assert "rank 1 is in steps of engine/trainer.py" in said, said
+
+
+def rank_of(process: int) -> int:
+    """The RANK of a process."""
+    environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    return int(next(value for value in environment if value.startswith(b"RANK="))[5:])
