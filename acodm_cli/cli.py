@@ -6,10 +6,11 @@ import errno
 import io
 import os
 import sys
+import traceback
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -200,6 +201,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         # Typer's usage errors are known by their interface, because the module that defines them is private to Typer.
         if not hasattr(error, "format_message"):
+            if errors.joined:
+                traceback.print_exc()
+                _end_rank(1)
             raise
         code = _fail(f"{error.format_message()} (see --help)", getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
@@ -213,10 +217,20 @@ def _shown(message: str) -> str:
 
 def _fail(message: str, code: int, prefix: str = "error: ") -> int:
     rank = os.environ.get("RANK", "0") if is_a_rank() else "0"
-    if rank not in ("", "0"):
-        if errors.joined and code != ResourceError.exit_code:  # the first rank says what all ranks know
-            return code
-        message = f"rank {rank}: {message}"
-    with suppress(OSError):
-        print(prefix + _shown(message), file=sys.stderr)  # noqa: T201
+    # The first rank says what all ranks know.
+    if rank in ("", "0") or not errors.joined or code == ResourceError.exit_code:
+        where = "" if rank in ("", "0") else f"rank {rank}: "
+        with suppress(OSError):
+            print(prefix + _shown(where + message), file=sys.stderr)  # noqa: T201
+    if errors.joined:
+        _end_rank(code)
     return code
+
+
+def _end_rank(code: int) -> NoReturn:
+    """Ends a rank that failed, without destructors: after a failed collective, that of DDP joins a thread of gloo's that needs
+    the interpreter's lock, which it holds itself."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

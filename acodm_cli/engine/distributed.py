@@ -181,12 +181,11 @@ def joined(ranks: Ranks, device: str) -> Iterator[Ranks]:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ResourceError(f"the ranks do not find each other at {address}: {in_short(error)}") from None
     errors.joined = True
-    try:
-        yield replace(ranks, store=store)
-        distributed.barrier()
-    finally:
-        gc.collect()
-        distributed.destroy_process_group()
+    yield replace(ranks, store=store)
+    # After a failure this is left out: it could wait for ever, and the process ends anyhow.
+    distributed.barrier()
+    gc.collect()
+    distributed.destroy_process_group()
 
 
 def parallelised(loss: nn.Module, blocks: list[nn.Module], how: Parallel, ranks: Ranks, compute: Compute) -> nn.Module:
