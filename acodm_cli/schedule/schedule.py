@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.schedule import digests
 from acodm_cli.schedule.info import RunInfo
 from acodm_cli.schedule.library import find_schedule
+from acodm_cli.schedule.pages import expansion_of
 from acodm_cli.schedule.timeline import Timeline
 from acodm_cli.writing import atomic_file, in_short
 
@@ -39,6 +40,8 @@ FORMAT_VERSION = 1
 MAX_METADATA_BYTES = 8 * 2**20
 MAX_POLICY_BASE64_BYTES = 384 * 2**20
 MAX_DOMAINS = 10_000
+# Of row groups, columns and whatever else a footer lists.
+MAX_LIST = 20_000
 # A row takes about 4 bytes per column.
 MAX_ROWS = 2**26
 MAX_METRICS = 256
@@ -47,6 +50,9 @@ MAX_CELLS = 2**30
 # Numbers of further columns that are read.
 MAX_METRIC_CELLS = 2**27
 BLOCK_ROWS = 2**20
+# A file may expand to so much, or to so many times its own size if that is more: what constant columns are squeezed to is small.
+MAX_SMALL_BYTES = 2**27
+MAX_EXPANSION = 200
 SIMPLEX_TOLERANCE = 1e-3
 
 DOMAIN_COLUMNS = {
@@ -227,13 +233,14 @@ class Schedule:
             raise ScheduleError(f"schedule {path} does not exist or is a folder; give a .parquet file")
         try:
             # Without these limits, a crafted footer could ask for any amount of memory.
-            limits = {"thrift_string_size_limit": MAX_POLICY_BASE64_BYTES, "thrift_container_size_limit": 10_000_000}
-            with pq.ParquetFile(path, page_checksum_verification=True, **limits) as file:
+            limits = {"thrift_string_size_limit": MAX_POLICY_BASE64_BYTES, "thrift_container_size_limit": MAX_LIST}
+            with path.open("rb") as raw, pq.ParquetFile(raw, page_checksum_verification=True, **limits) as file:
                 info = _read_info(file, path)
                 metrics = _check_columns(file.schema_arrow, info.pop("metrics", None), path)
                 policy = _read_policy(file.schema_arrow.metadata, path)
                 known = (*DOMAIN_COLUMNS, *STEP_COLUMNS, *metrics)
                 wanted = [name for name in known if name == "weight" or columns is None or name in columns]
+                _check_size(file, raw, wanted, path)
                 schedule = replace(_read_steps(file, wanted, metrics, info, path), policy=policy)
                 written = file.schema_arrow.metadata
                 if digests.KEY in written:
@@ -313,6 +320,25 @@ def _read_policy(metadata: dict[bytes, bytes], path: Path) -> bytes | None:
         return base64.b64decode(raw, validate=True)
     except binascii.Error:
         raise ScheduleError(f"{path}: its policy is not valid base64; make or copy the file again") from None
+
+
+def _check_size(file: pq.ParquetFile, raw: BinaryIO, wanted: list[str], path: Path) -> None:
+    """Checks, before anything is expanded, that the columns are as large as their rows need, and the rows as many as a file of
+    this size has."""
+    groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    num_rows, size = file.metadata.num_rows, path.stat().st_size
+    if num_rows == 0:  # this has a message of its own
+        return
+    if sum(groups) != num_rows or min(groups) <= 0:
+        raise ScheduleError(f"{path}: its row groups do not have its {num_rows} rows; make or copy it again")
+    if 4 * num_rows * len(wanted) > max(MAX_SMALL_BYTES, MAX_EXPANSION * size):
+        raise ScheduleError(
+            f"{path}: {len(wanted)} columns of {num_rows} rows in {size:,} bytes are more than acodm expands; if the file is "
+            "what you made, write fewer rows"
+        )
+    wrong = expansion_of(raw, file.metadata, {"step", "tokens", "domain", *wanted})
+    if wrong is not None:
+        raise ScheduleError(f"{path}: {wrong}; not a usable schedule")
 
 
 def _read_steps(
