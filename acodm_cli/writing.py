@@ -160,6 +160,11 @@ def _umask() -> int:
     return mask
 
 
+def cell(text: str) -> str:
+    """Returns a text for a cell of CSV. A spreadsheet would run what begins as a formula does, so that gets a quote in front."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def few(names: Sequence[str]) -> str:
     """Returns the first three names on one line, with dots if there are more."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -34,9 +34,16 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
     assert settings.out is not None
     module = exporter(settings.export)
     target = _target(schedule, settings)
+    schedule = schedule.learned
     stages = find_stages(schedule.weights_SK, target.steps, settings.stages, module.multiple(target))
     plan = Plan(schedule.domains, stages, target, printable(name))
     export = module.export(plan)
+    if any(file.endswith((".yaml", ".yml")) for file in export.files):
+        for text in (*plan.domains, target.path):
+            if "${" in text:
+                raise UsageError(
+                    f"{text!r} would be a reference to another key in YAML that OmegaConf reads; rename it"
+                )
     paths = [settings.out / file for file in export.files]
     for path in paths:
         if path.exists() and not settings.force:

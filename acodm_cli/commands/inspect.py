@@ -21,7 +21,8 @@ from acodm_cli.display.style import Output, printable
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule import compose
 from acodm_cli.schedule.schedule import Schedule
-from acodm_cli.writing import atomic_file, in_short
+from acodm_cli.settings import declared
+from acodm_cli.writing import atomic_file, cell, in_short
 
 # The points of a curve on a page. It could not show more, and so it stays small enough to mail.
 HTML_POINTS = 400
@@ -83,6 +84,18 @@ def _check(settings: InspectSettings) -> None:
         raise UsageError("--domains only shows a part; what --out writes has all domains")
     if s.export is not None and (s.json or s.csv or s.plain or s.image is not None or s.html is not None):
         raise UsageError("--export writes its own files; give it without --json, --csv, --plain, --image and --html")
+    if s.export is None:
+        declared_of, changed = (
+            declared(InspectSettings),
+            ("stages", "target_steps", "target_batch", "target_seq_len", "target_path"),
+        )
+        for name in changed:
+            if getattr(s, name) != declared_of[name].default:
+                raise UsageError(
+                    f"{declared_of[name].option} says how to --export; give the trainer with --export, or leave it out"
+                )
+    if s.force and not (s.out or s.image or s.html):
+        raise UsageError("--force overwrites a file, and none is written; give it with --out, --image or --html")
     if s.average and s.every > 1:
         raise UsageError("--average is one row; give it without --every")
 
@@ -100,6 +113,8 @@ def _views(settings: InspectSettings) -> list[View]:
     views = [View(name, run) for name, run in zip(s.schedules, runs, strict=True)]
     if s.merge:
         mean, deviation_SK = compose.merge(runs)
+        for unlike in compose.unlike(runs):
+            print(f"warning: the merged runs differ in {unlike}", file=sys.stderr)  # noqa: T201
         views = [View(f"mean of {len(runs)} runs", mean, deviation_SK)]
     views = [_composed(view, s) for view in views]
     if s.domains is None:
@@ -147,13 +162,13 @@ def _print_csv(views: list[View], what: str) -> None:
     all_curves = [view.curves(what, len(view.schedule), order) for view in views]
     names = list(dict.fromkeys(name for curves in all_curves for name in curves.names))
     several = len(views) > 1
-    writer.writerow([*(["schedule"] if several else []), "step", "tokens", *map(printable, names)])
+    writer.writerow([*(["schedule"] if several else []), "step", "tokens", *(cell(printable(name)) for name in names)])
     for view, curves in zip(views, all_curves, strict=True):
         values_RN = np.full((len(curves.step_R), len(names)), np.nan)
         values_RN[:, [names.index(name) for name in curves.names]] = curves.values_RN
         for step, tokens, values in zip(curves.step_R.tolist(), curves.tokens_R.tolist(), values_RN, strict=True):
             row = [step, tokens, *("" if np.isnan(value) else f"{value:.6g}" for value in values)]
-            writer.writerow([printable(view.name), *row] if several else row)
+            writer.writerow([cell(printable(view.name)), *row] if several else row)
 
 
 def _print_plain(views: list[View]) -> None:
@@ -167,8 +182,8 @@ def _print_plain(views: list[View]) -> None:
             values = ("" if domain[name] is None else domain[name] for name in names)
             writer.writerow(
                 [
-                    printable(view.name),
-                    printable(domain["name"]),
+                    cell(printable(view.name)),
+                    cell(printable(domain["name"])),
                     *(f"{v:.6g}" if isinstance(v, float) else v for v in values),
                 ]
             )

@@ -14,6 +14,8 @@ from acodm_cli.settings import Declared, declared
 
 # The option of a setting of this type takes NAME=VALUE, and may be given several times.
 _PAIRS = dict[str, str]
+# How the option of a number is shown in `--help`.
+_NUMBERS: dict[Any, str] = {int: "N", float: "X"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Given:
         for name, each in declared(settings).items():
             value = self.values.get(name)
             if value is not None:
-                found[name] = _pairs(each, value) if each.kind == _PAIRS else tuple(value) if each.several else value
+                found[name] = _value(each, value)
         return found
 
 
@@ -69,8 +71,12 @@ def takes(
 def _parameter(each: Declared, default: Any) -> inspect.Parameter:
     assert each.option is not None
     # Choices are texts to Typer: what is not one of them is refused by the settings, in their words.
-    kind: Any = str if each.choices else each.kind
-    text, shown = each.documentation, "|".join(each.choices) or None
+    # So are numbers, of which Typer's own messages name the library that read them.
+    is_number = each.kind in _NUMBERS
+    kind: Any = str if each.choices or is_number else each.kind
+    if is_number and default is not None:
+        default = str(default)
+    text, shown = each.documentation, "|".join(each.choices) or _NUMBERS.get(each.kind)
     if each.kind == _PAIRS:
         kind = list[str]
     elif each.several:
@@ -85,6 +91,21 @@ def _parameter(each: Declared, default: Any) -> inspect.Parameter:
         default=option,
         annotation=kind if default is not None else kind | None,
     )
+
+
+def _value(each: Declared, given: Any) -> Any:
+    """Returns what was given in the type of the setting. Raises UsageError if it cannot be."""
+    if each.kind == _PAIRS:
+        return _pairs(each, given)
+    if each.several:
+        return tuple(given)
+    if each.kind in _NUMBERS and isinstance(given, str):
+        try:
+            return each.kind(given)
+        except ValueError:
+            what = "a whole number" if each.kind is int else "a number"
+            raise UsageError(f"{each.option} {given}; give {what}") from None
+    return given
 
 
 def _pairs(each: Declared, texts: list[str]) -> dict[str, str] | None:

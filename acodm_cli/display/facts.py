@@ -33,7 +33,7 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
     samples_K = schedule.per_domain["samples"].sum(axis=0, dtype=np.int64)
     epochs_K = epochs(schedule, samples_K)
     seq_len = schedule.run.seq_len
-    mean_K = weights_SK.mean(axis=0, dtype=np.float64)
+    mean_K = weights_SK[schedule.warm_up_rows :].mean(axis=0, dtype=np.float64)
     domains = []
     for index, domain in enumerate(schedule.domains):
         values_S = weights_SK[:, index]
@@ -56,6 +56,7 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "steps": len(schedule),
         "tokens": int(schedule.tokens_S[-1]) - schedule.timeline.tokens_before,
+        "warm_up_steps": schedule.run.warm_up,
         "has_policy": schedule.policy is not None,
         "info": schedule.info,
         "domains": domains,

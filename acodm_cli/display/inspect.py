@@ -129,6 +129,7 @@ def header(view: View) -> Text:
         ("corpus", joined("  ", run.corpus, f"{domains} domains")),
         ("tokens of", joined("  ", run.tokenizer, run.vocab_size and f"vocabulary {run.vocab_size}")),
         ("budget", joined("  ", _budget(schedule, known), _so_far(schedule))),
+        ("warm-up", _warm_up(schedule)),
         ("entropy", _arrow(f"{known['entropy']['start']:.3f}", f"{known['entropy']['end']:.3f}") + " nats  effective domains "
                     f"{_arrow(f'{start:.1f}', f'{end:.1f}')} of {domains}"),
         ("energy", _energies(known["energy"])),
@@ -140,6 +141,16 @@ def header(view: View) -> Text:
     return Text("\n").join(
         Text.assemble((f"{label:<10}", "bold"), printable(value)) for label, value in lines if value.strip()
     )
+
+
+def _warm_up(schedule: Schedule) -> str:
+    """Returns what is said of the warm-up, if there was one."""
+    rows, last = schedule.warm_up_rows, schedule.run.warm_up
+    if not last:
+        return ""
+    if not rows:
+        return f"to step {last:,}: nothing is learned yet"
+    return f"to step {last:,}: random, and left out of means, replay and exports"
 
 
 def _brief(view: View) -> Text:

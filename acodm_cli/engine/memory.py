@@ -82,6 +82,15 @@ def estimate_memory(
     )
 
 
+def weight_bytes(config: Any) -> int:
+    """Returns the bytes of a model's weights. Gradients and optimiser state take three times as many more."""
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters()) * FP32
+
+
 def _count(
     config: Any, micro_batch: int, seq_len: int, compute: Compute, checkpointing: bool
 ) -> tuple[int, int, int, int]:

@@ -46,6 +46,8 @@ PRESETS: dict[str, Preset] = {
     "llama-0.9b": Preset("llama", 16, 2048, 16, 5504, 3e-4),
 }
 CONTEXT = 2048
+# Of what a configuration may ask for; the largest models stay far below.
+_LARGEST = {"hidden_size": 2**17, "num_hidden_layers": 1000, "num_attention_heads": 2**12}
 DEFAULT_LR = 3e-4
 
 
@@ -96,6 +98,7 @@ def _foreign_config(model: str, vocab_size: int, context: int) -> Any:
         config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
         if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
             raise UsageError(f"model {model} is a {config.model_type}, not a causal language model; give another")
+        _check_shape(model, config)
         with torch.device("meta"):
             transformers.AutoModelForCausalLM.from_config(config)
     except UsageError:
@@ -109,6 +112,27 @@ def _foreign_config(model: str, vocab_size: int, context: int) -> Any:
     if (getattr(config, "max_position_embeddings", None) or 0) < context:
         config.max_position_embeddings = context
     return config
+
+
+def _check_shape(model: str, config: Any) -> None:
+    """Raises UsageError if a stranger's configuration has sizes that no model has; to build such a model could take hours."""
+    for name, most in _LARGEST.items():
+        value = getattr(config, name, 1)
+        if type(value) is not int or not 1 <= value <= most:
+            raise UsageError(f"model {model}: its {name} is {value!r:.40}; acodm builds models with 1 to {most:,}")
+
+
+def check_causal(model: nn.Module, name: str, device: torch.device) -> None:
+    """Raises UsageError if what comes later changes what a model predicts, as in BERT: its loss would mean nothing."""
+    tokens_2T = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=device)
+    model.eval()
+    with torch.no_grad():
+        logits_2TV = model(tokens_2T).logits
+    model.train()
+    if not torch.allclose(logits_2TV[0, :3], logits_2TV[1, :3], atol=1e-3, equal_nan=True):
+        raise UsageError(
+            f"model {name} sees the tokens that it is to predict (it is bidirectional); give a causal language model"
+        )
 
 
 def build_model(config: Any, seed: int, device: torch.device) -> nn.Module:

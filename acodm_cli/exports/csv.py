@@ -8,6 +8,7 @@ import io
 import numpy as np
 
 from acodm_cli.exports.plan import Array, Export, Plan, Target, stage_rows
+from acodm_cli.writing import cell
 
 TRAINER = "any trainer"
 _COLUMNS = ("stage", "first_step", "steps", "first_sample", "first_token", "domain", "weight")
@@ -23,7 +24,7 @@ def export(plan: Plan) -> Export:
     writer.writerow(_COLUMNS)
     for number, row in enumerate(stage_rows(plan)):
         for name, weight in row["weights"].items():
-            writer.writerow([number, *(row[column] for column in _COLUMNS[1:5]), name, weight])
+            writer.writerow([number, *(row[column] for column in _COLUMNS[1:5]), cell(name), weight])
     return Export({"mixture.csv": text.getvalue()}, [])
 
 

@@ -25,7 +25,15 @@ from acodm_cli.corpus.preflight import check_room
 from acodm_cli.corpus.store_writer import OnProgress
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks
-from acodm_cli.engine.models import build_model, checkpoint_activations, load_model, model_config, published_lr
+from acodm_cli.engine.models import (
+    PRESETS,
+    build_model,
+    check_causal,
+    checkpoint_activations,
+    load_model,
+    model_config,
+    published_lr,
+)
 from acodm_cli.engine.trainer import Trainer
 from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.mixing.baselines.static import natural_weights, uniform_weights
@@ -82,6 +90,7 @@ def build_run(
     model_config(settings.model, 128, settings.seq_len)
     if corpus is None:
         _check_data_given(settings, schedule)
+        _check_data_options(settings)
         corpus = ranks.in_turn(lambda: open_corpus(settings, on_progress, settings.seq_len))
     for warning in corpus.warnings:
         warn(warning)
@@ -105,7 +114,10 @@ def build_run(
     # A sharded model is built on the host, because only its shard has to fit the device.
     sharded = ranks.many and settings.parallel == "fsdp"
     with memory_errors(settings):
-        model = build_model(config, settings.seed, torch.device("cpu") if sharded else compute.device)
+        host = torch.device("cpu") if sharded else compute.device
+        model = build_model(config, settings.seed, host)
+        if settings.model not in PRESETS:
+            check_causal(model, settings.model, host)
         if settings.activation_checkpointing:
             checkpoint_activations(model)
         probe = None
@@ -156,6 +168,20 @@ def _check_data_given(settings: RunSettings, schedule: Schedule | None) -> None:
             f"--data is not given, and the schedule was learned on {learned_on} with the domains {', '.join(names[:4])}"
             f"{', …' if len(names) > 4 else ''}; give its corpus with --data, and its --tokenizer"
         )
+
+
+def _check_data_options(settings: RunSettings) -> None:
+    """Raises UsageError if the user changed a setting of the corpus that would do nothing."""
+    of_text = ("domain_field", "text_field", "eos_token", "domain_tokens", "skip_bad", "follow_links")
+    of_hub = ("domain_tokens",)
+    changed = settings.changed()
+    for name in of_text if settings.data is None else of_hub if Path(settings.data).exists() else ():
+        if name in changed:
+            option = declared(RunSettings)[name].option
+            what = (
+                "says how text is read; give the text with --data" if settings.data is None else "is for hub datasets"
+            )
+            raise UsageError(f"{option} {what}, or leave it out")
 
 
 def _warn_of_stretching(settings: RunSettings, schedule: Schedule, warn: Callable[[str], None]) -> None:

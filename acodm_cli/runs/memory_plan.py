@@ -11,7 +11,7 @@ import torch
 from acodm_cli.alignment.probe import GradientProbe
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
-from acodm_cli.engine.memory import MemoryEstimate, estimate_memory, free_memory
+from acodm_cli.engine.memory import MemoryEstimate, estimate_memory, free_memory, weight_bytes
 from acodm_cli.engine.models import PRESETS, model_config
 from acodm_cli.engine.settings import TrainSettings
 from acodm_cli.errors import ResourceError
@@ -40,6 +40,8 @@ def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: R
     free = -ranks.largest(-free_memory(compute)) // (ranks.world_size if compute.device.type == "cpu" else 1)
     parts = -(-share // max(1, MAX_LOGITS[compute.device.type] // (settings.seq_len * config.vocab_size)))
     micro_batch = settings.micro_batch or -(-share // parts)
+    if settings.micro_batch is None and 4 * weight_bytes(config) // shards > free:
+        micro_batch = 1  # it does not fit at all, and to estimate all that is tried below would take its time
     found = estimate(micro_batch, settings.activation_checkpointing)
     while found.total > free and micro_batch > 1 and settings.micro_batch is None:
         micro_batch = -(-micro_batch // 2)
@@ -50,19 +52,22 @@ def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: R
         f"{settings.model} takes about {gib(found.total)} with --micro-batch {micro_batch}, and {gib(free)} are free on "
         f"{compute.label}; "
     )
-    if estimate(1, settings.activation_checkpointing).total <= free:
+    if micro_batch > 1 and estimate(1, settings.activation_checkpointing).total <= free:
         raise ResourceError(message + "use a smaller --micro-batch, or leave it out")
-    if estimate(1, True).total <= free:
+    if 4 * weight_bytes(config) // shards <= free and estimate(1, True).total <= free:
         raise ResourceError(message + "use --activation-checkpointing")
-    many = next((n for n in (2, 4, 8, 16, 32, 64) if estimate(1, True, shards=n).total <= free), None)
     advice = []
-    if many is not None and compute.device.type == "cuda":
+    counts = (2, 4, 8, 16, 32, 64) if compute.device.type == "cuda" else ()
+    many = next((n for n in counts if estimate(1, True, shards=n).total <= free), None)
+    if many is not None:
         advice.append(f"{many} GPUs with --parallel fsdp and --activation-checkpointing")
-    smaller = [n for n in PRESETS if n.startswith("pythia")]
-    fitting = [
-        n for n in smaller if estimate(1, False, model_config(n, config.vocab_size, settings.seq_len), 1).total <= free
-    ]
-    advice.append(f"a smaller model: {fitting[-1]} fits" if fitting else "a machine with more memory")
+
+    def fits(name: str) -> bool:
+        of = model_config(name, config.vocab_size, settings.seq_len)
+        return 4 * weight_bytes(of) <= free and estimate(1, False, of, 1).total <= free
+
+    fitting = next((n for n in reversed(PRESETS) if n.startswith("pythia") and fits(n)), None)  # the largest
+    advice.append(f"a smaller model: {fitting} fits" if fitting else "a machine with more memory")
     raise ResourceError(message + "use " + ", or ".join(advice))
 
 

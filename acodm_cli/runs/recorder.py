@@ -33,6 +33,7 @@ class Recorder:
         self.domains = domains
         self.rows: dict[str, list[Any]] = {name: [] for name in ("step", "tokens", *DOMAIN_COLUMNS, *STEP_COLUMNS)}
         self.metrics: dict[str, Per] = {}
+        self.phases: list[dict[str, Any]] = []
 
     def add(self, event: StepEvent) -> None:
         """Records a step. A metric is NaN in the steps that lack it, also in those before its first."""
@@ -61,9 +62,17 @@ class Recorder:
         for name, values in self.rows.items():
             value = row.get(name)
             values.append(self._missing(name) if value is None else value)
+        self._add_phase(event.report.phase, event.step)
 
     def close(self) -> None:
         """There is nothing to close."""
+
+    def _add_phase(self, name: str, step: int) -> None:
+        """A step that was skipped belongs to the phase around it."""
+        if self.phases and (self.phases[-1]["name"] == name or name.startswith("skipped")):
+            self.phases[-1]["last_step"] = step
+        elif name and not name.startswith("skipped"):
+            self.phases.append({"name": name, "first_step": step, "last_step": step})
 
     def _check_metric(self, metric: str, value: Any) -> None:
         """Asserts that a metric has a name of its own, and is a number or an array with one per domain."""
@@ -98,7 +107,7 @@ class Recorder:
             per_step={
                 name: np.array(self.rows[name], dtype=np.float32) for name in columns if not self._of_domains(name)
             },
-            info=info,
+            info=info | ({"phase": [dict(phase) for phase in self.phases]} if self.phases else {}),
             policy=policy,
             metrics=dict(self.metrics),
         )
@@ -106,12 +115,13 @@ class Recorder:
     def state_dict(self) -> dict[str, Any]:
         """Returns all rows as tensors."""
         rows = {name: torch.from_numpy(np.array(values)) for name, values in self.rows.items()}
-        return {"rows": rows, "metrics": dict(self.metrics)}
+        return {"rows": rows, "metrics": dict(self.metrics), "phases": [dict(phase) for phase in self.phases]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from what `state_dict` gave."""
         self.rows = {name: list(values.numpy()) for name, values in state["rows"].items()}
         self.metrics = dict(state["metrics"])
+        self.phases = [dict(phase) for phase in state["phases"]]
 
 
 class LiveRecord:

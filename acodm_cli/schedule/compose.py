@@ -15,6 +15,7 @@ from acodm_cli.errors import UsageError
 from acodm_cli.schedule.measures import entropy
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.schedule.timeline import integral
+from acodm_cli.writing import few
 
 Array = NDArray[np.float64]
 
@@ -66,8 +67,10 @@ def spans(rows: int, every: int) -> NDArray[np.int64]:
 
 def average(schedule: Schedule) -> Schedule:
     """Returns the mean weights as a schedule of one row: the static mixture that DoReMi and DoGE train their target
-    with. Only weights, samples and entropy describe such a mixture; all other columns become NaN."""
+    with. Warm-up is left out. Only weights, samples and entropy describe such a mixture; all other columns become NaN."""
     mean = thin(schedule, len(schedule))
+    after = schedule.weights_SK[schedule.warm_up_rows :].mean(axis=0).astype(np.float32)
+    mean = _composed(mean, "", per_domain=mean.per_domain | {"weight": after[None, :]})
     kept = {"weight", "samples"}
     per_domain = {n: v if n in kept else np.full_like(v, np.nan) for n, v in mean.per_domain.items()}
     per_step = {n: v if n == "entropy" else np.full_like(v, np.nan) for n, v in mean.per_step.items()}
@@ -109,7 +112,8 @@ def _same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> bool:
 def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
     """Returns the mean of several runs, and the standard deviation of their weights over the runs. [S, K]
 
-    The runs are aligned by progress, on the steps of the first. The deviation divides by n - 1.
+    The runs are aligned by progress, on the steps of the first. The weights of warm-up are not part of the mean: each run's
+    first learned weights stand there. The deviation divides by n - 1.
 
     Raises:
         UsageError: the runs have different domains, or one is there twice.
@@ -124,7 +128,7 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
     ordered = [first, *(other.in_order_of(first.domains) for other in schedules[1:])]
     at_S = (np.arange(len(first)) + 0.5) / len(first)
     stacks = {
-        name: np.stack([_at_progress(run.per_domain[name], at_S) for run in ordered])
+        name: np.stack([_at_progress(run.learned.per_domain[name], at_S) for run in ordered])
         for name in first.per_domain
         if all(name in run.per_domain for run in ordered)
     }
@@ -149,13 +153,25 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
     deviation_SK = stacks["weight"].std(axis=0, ddof=1) if len(schedules) > 1 else np.zeros_like(stacks["weight"][0])
     # These describe one of the runs, and are not true of their mean.
     info = {
-        name: value for name, value in mean.info.items() if name not in ("seed", "title", "paper", "source", "caveat")
+        name: value
+        for name, value in mean.info.items()
+        if name not in ("seed", "title", "paper", "source", "caveat", "phase")
     }
     info["seeds"] = [seed for run in ordered for seed in run.run.seeds]
     mixers = dict.fromkeys(run.run.mixer for run in ordered if run.run.mixer)
     if len(mixers) > 1:
         info["mixer"] = {"name": ", ".join(mixers)}
     return replace(mean, info=info), deviation_SK.astype(np.float32)
+
+
+def unlike(runs: list[Schedule]) -> list[str]:
+    """Returns in what the runs differ besides their seeds, so that their mean may be the mean of unlike things."""
+    found = []
+    for what in ("command", "mixer", "model", "corpus", "tokenizer", "steps", "batch", "seq_len"):
+        values = list(dict.fromkeys(str(getattr(run.run, what)) for run in runs))
+        if len(values) > 1:
+            found.append(f"{what.replace('_', ' ')} ({few([value or '?' for value in values])})")
+    return found
 
 
 def _holds(schedule: Schedule, column: str) -> bool:

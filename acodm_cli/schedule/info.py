@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST = 2**40
+# The phase of a run in which weights are drawn around the prior, to explore.
+WARM_UP = "warm-up"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class RunInfo:
     model, command, acodm_version: what made the schedule. parameters: how many the model has. steps: optimiser steps.
     batch: global batch in sequences. seq_len: predicted tokens per sequence. seeds: one of a run, several of a mean
     over runs. prior: weight by domain. tokens, sequences: the size of the corpus, by domain. composed: what was done to
-    the schedule since, in order. title, paper, source, caveat: what published mixtures say of themselves.
+    the schedule since, in order. warm_up: the last step in which weights were drawn around the prior, before learning
+    began; 0 if there was none. title, paper, source, caveat: what published mixtures say of themselves.
     """
 
     acodm_version: str
@@ -38,6 +41,7 @@ class RunInfo:
     tokens: dict[str, float]
     sequences: dict[str, float]
     composed: tuple[str, ...]
+    warm_up: int
     title: str
     paper: str
     source: str
@@ -66,6 +70,7 @@ class RunInfo:
             tokens=_numbers(corpus.get("tokens")),
             sequences=_numbers(corpus.get("sequences")),
             composed=tuple(filter(None, map(_text, composed))) if isinstance(composed, list) else (),
+            warm_up=_warm_up(info.get("phase")),
             title=_text(info.get("title")),
             paper=_text(info.get("paper")),
             source=_text(info.get("source")),
@@ -99,6 +104,12 @@ def _numbers(value: Any) -> dict[str, float]:
     """Returns the entries that are finite numbers."""
     numbers = {name: _number(entry) for name, entry in _mapping(value).items()}
     return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _warm_up(phases: Any) -> int:
+    """Returns the last step of the first phase if that is warm-up. phases: objects with name, first_step and last_step."""
+    first = _mapping(phases[0]) if isinstance(phases, list) and phases else {}
+    return (_whole(first.get("last_step"), 1) or 0) if first.get("name") == WARM_UP else 0
 
 
 def _seeds(values: list[Any]) -> tuple[int, ...]:

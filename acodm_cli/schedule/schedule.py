@@ -2,7 +2,7 @@
 
 Columns: step, tokens (cumulative), domain, weight, samples, loss, reward, validation_loss, and per-step scalars that
 are repeated in each row. Further nullable float columns may follow: metrics of a mixer, per step or per domain. In the
-file's metadata, `acodm` is JSON about the run, `acodm.policy` is the frozen policy as base64 of safetensors, and
+file's metadata, `acodm` is JSON about the run (its `phase` says which steps were warm-up), `acodm.policy` is the frozen policy as base64 of safetensors, and
 `acodm.sha256` has digests of all of it. There is no pickle anywhere, and what is read is bounded and checked before it is used.
 
 Shape letters: S rows, each of a step or of a span of steps; K domains.
@@ -122,6 +122,23 @@ class Schedule:
     def __repr__(self) -> str:
         policy = "with" if self.policy else "without"
         return f"Schedule({len(self)} rows to step {self.step_S[-1]}, {len(self.domains)} domains, {policy} policy)"
+
+    @cached_property
+    def warm_up_rows(self) -> int:
+        """The number of first rows that are warm-up: random draws around the prior, which nothing was learned from yet. 0 if
+        the file does not say, or if nothing comes after them."""
+        rows = int((self.step_S <= self.run.warm_up).sum())
+        return rows if rows < len(self) else 0
+
+    @cached_property
+    def learned(self) -> Schedule:
+        """This schedule with the first learned weights in place of those of warm-up."""
+        rows = self.warm_up_rows
+        if not rows:
+            return self
+        weights_SK = self.per_domain["weight"].copy()
+        weights_SK[:rows] = weights_SK[rows]
+        return replace(self, per_domain=self.per_domain | {"weight": weights_SK})
 
     @cached_property
     def timeline(self) -> Timeline:

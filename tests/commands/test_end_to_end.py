@@ -71,7 +71,7 @@ def test_apply(mode: str, proxy: Path, small: list[object], data: Path, tmp_path
     assert record.info["mixer"]["name"] == expected
     assert (record.policy is not None) == (expected == "ac-odm"), "what keeps learning is worth keeping"
     assert np.isnan(record.per_step["interaction_energy"]).all() == (expected != "ac-odm")
-    planned = Schedule.read(proxy).weights_SK
+    planned = Schedule.read(proxy).learned.weights_SK
     if mode == "replay":
         assert np.allclose(record.weights_SK, (planned[0::2] + planned[1::2]) / 2, atol=1e-6)
 
@@ -124,7 +124,8 @@ def test_inspect(proxy: Path, small: list[object], tmp_path: Path) -> None:
     assert sum(domain["samples"] for domain in facts["domains"]) == 40 * 8
 
     record = tmp_path / "record.parquet"
-    replayed = acodm("apply", "--schedule", proxy, "--mode", "replay", "--model", "pythia-14m", "--out", record, *small)
+    how = ["--mode", "replay", "--mixer-option", "warm_up=true", "--model", "pythia-14m"]
+    replayed = acodm("apply", "--schedule", proxy, *how, "--out", record, *small)
     assert replayed.code == 0, replayed.stderr
     both = acodm("inspect", proxy, record)
     assert both.code == 0

@@ -298,3 +298,38 @@ def test_threads(small: list[object], tmp_path: Path) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_models_that_cannot_be_trained(small: list[object], tmp_path: Path) -> None:
+    shape = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 99,
+    }
+    for name, config, message in (
+        ("absurd", shape | {"model_type": "gpt_neox", "num_hidden_layers": 10**6}, "its num_hidden_layers is 1000000"),
+        ("negative", shape | {"model_type": "gpt_neox", "hidden_size": -64}, "its hidden_size is -64"),
+        ("bert", shape | {"model_type": "bert"}, "sees the tokens that it is to predict"),
+        ("deep", "[" * 10**5 + "]" * 10**5, "cannot load the configuration"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+        command = ["proxy-train", "--steps", 2, "--model", tmp_path / name, "--out", tmp_path / "a.parquet"]
+        outcome = acodm(*command, *small)
+        assert outcome.code == 2, outcome.stderr
+        assert message in outcome.stderr
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    for options, message in (
+        (["--steps", "abc"], "error: --steps abc; give a whole number\n"),
+        (["--lr", "x"], "error: --lr x; give a number\n"),
+        (
+            ["--text-field", "body"],
+            "error: --text-field says how text is read; give the text with --data, or leave it out\n",
+        ),
+    ):
+        outcome = acodm("proxy-train", *options, "--out", tmp_path / "a.parquet")
+        assert (outcome.code, outcome.stderr.splitlines(keepends=True)[-1]) == (2, message)

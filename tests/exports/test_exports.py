@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from acodm_cli.exports.catalog import EXPORTS, exporter
 from acodm_cli.exports.plan import Plan, Target
 from acodm_cli.schedule.stages import find_stages
+from acodm_cli.writing import cell
+from tests.command_line import acodm
+from tests.schedule.test_schedule import make_schedule
 
 
 def make_plan(name: str, steps: int = 4000, batch: int = 96, stages: int = 3, num_domains: int = 4) -> Plan:
@@ -29,3 +35,21 @@ def test_what_is_read_back_is_what_was_asked(name: str, num_domains: int) -> Non
     np.testing.assert_allclose(realised_NK.sum(axis=1), 1, atol=1e-6)
     # The coarsest rounding of any trainer here is levanter's, of blocks of 2048.
     np.testing.assert_allclose(realised_NK, plan.weights_NK, atol=1e-3)
+
+
+def test_no_formula_begins_a_cell_and_no_reference_is_written(tmp_path: Path) -> None:
+    assert [cell(text) for text in ("=1+2", "+a", "-a", "@a", "a=1")] == ["'=1+2", "'+a", "'-a", "'@a", "a=1"]
+    schedule = replace(make_schedule(10), domains=["=cmd", "${oc.env:HOME}", "c"])
+    schedule.write(tmp_path / "a.parquet")
+    how = ["--out", tmp_path / "out", "--target-steps", 10, "--target-batch", 2048, "--target-seq-len", 32]
+    assert acodm("inspect", tmp_path / "a.parquet", "--export", "csv", *how).code == 0
+    written = (tmp_path / "out" / "mixture.csv").read_text()
+    assert ",'=cmd," in written
+    assert "\n=" not in written
+    for trainer in ("levanter", "mosaicml", "nanotron"):
+        outcome = acodm("inspect", tmp_path / "a.parquet", "--export", trainer, *how)
+        assert outcome.code == 2
+        assert "would be a reference to another key" in outcome.stderr
+    shown = acodm("inspect", tmp_path / "a.parquet", "--csv").stdout
+    assert ",'=cmd," in shown
+    assert acodm("inspect", tmp_path / "a.parquet", "--stages", 3).code == 2

@@ -75,6 +75,7 @@ def test_fixed_weights_from_text_and_file(tmp_path: Path) -> None:
         ("fixed", {"weights": "code:1,papers:2"}, "differ in web"),
         ("fixed", {"weights": "code:1,papers:2,web:x"}, "'web:x' is not DOMAIN:WEIGHT"),
         ("fixed", {"weights": "code:1,papers:-2,web:1"}, "must be finite, not negative"),
+        ("fixed", {"weights": "code:1,papers:2,web:1,code:3"}, "domain code has two weights; give it one"),
         ("fixed", {"file": "/nowhere.json"}, "cannot read /nowhere.json"),
         ("replay", {}, "needs --mixer-option schedule="),
         ("policy", {}, "needs --mixer-option schedule="),

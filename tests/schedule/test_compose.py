@@ -113,3 +113,32 @@ def test_composed_schedules_can_be_written_and_read(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     compose.smooth(compose.thin(make_schedule(40), 3), 5).write(path)
     assert Schedule.read(path).info["composed"] == ["means of 3 steps", "moving average of 5 steps"]
+
+
+def test_warm_up_is_left_out() -> None:
+    whole = make_schedule(10)
+    phases = [
+        {"name": "warm-up", "first_step": 1, "last_step": 4},
+        {"name": "learning", "first_step": 5, "last_step": 10},
+    ]
+    marked = replace(whole, info=whole.info | {"phase": phases})
+    assert (whole.warm_up_rows, marked.warm_up_rows) == (0, 4)
+    assert whole.learned is whole
+    np.testing.assert_array_equal(marked.learned.weights_SK[:4], np.tile(whole.weights_SK[4], (4, 1)))
+    np.testing.assert_array_equal(marked.learned.weights_SK[4:], whole.weights_SK[4:])
+    np.testing.assert_allclose(compose.average(marked).weights_SK[0], whole.weights_SK[4:].mean(axis=0), rtol=1e-6)
+    merged, _ = compose.merge([marked, replace(whole, info=whole.info | {"seed": 5})])
+    np.testing.assert_allclose(merged.weights_SK[0], (whole.weights_SK[4] + whole.weights_SK[0]) / 2, rtol=1e-6)
+    assert merged.warm_up_rows == 0
+    odd: object
+    for odd in (None, {}, [], [1], [{"name": "warm-up"}], [{"name": "warm-up", "last_step": -3}], "warm-up"):
+        assert replace(whole, info=whole.info | {"phase": odd}).warm_up_rows == 0
+    # A run in which nothing was learned yet is shown as it is.
+    assert compose.between(marked, 1, 3).learned.weights_SK.shape == (3, 3)
+
+
+def test_runs_that_are_unlike_are_named() -> None:
+    one = make_schedule(10)
+    other = replace(one, info=one.info | {"model": "pythia-31m", "seed": 7})
+    assert compose.unlike([one, replace(one, info=one.info | {"seed": 7})]) == []
+    assert [what for what in compose.unlike([one, other]) if what.startswith("model (")]

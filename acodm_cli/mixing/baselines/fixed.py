@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,7 +51,8 @@ class FixedMixer(StaticMixer):
     def make(cls, task: Task) -> Mixer:
         own = with_options(cls.Settings(), task.options, cls.name)
         if own.schedule is not None:
-            weights_SK = Schedule.load(own.schedule).in_order_of(task.domains).weights_SK
+            schedule = Schedule.load(own.schedule).in_order_of(task.domains)
+            weights_SK = schedule.weights_SK[schedule.warm_up_rows :]
             weights_K = weights_SK.mean(axis=0) if own.of == "mean" else weights_SK[-1]
             return cls(weights_K / weights_K.sum())
         if own.file is not None:
@@ -79,13 +80,22 @@ def _in_order(given: dict[str, float], domains: list[str]) -> Array:
 
 
 def _weights_of_text(text: str) -> dict[str, float]:
-    weights = {}
+    pairs = []
     for part in text.split(","):
         domain, colon, value = part.rpartition(":")
         try:
-            weights[domain.strip()] = float(value) if colon else float("nan")
+            pairs.append((domain.strip(), float(value) if colon else float("nan")))
         except ValueError:
             raise UsageError(f"mixer fixed: {part!r} is not DOMAIN:WEIGHT") from None
+    return _each_once(pairs)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    weights: dict[str, Any] = {}
+    for domain, weight in pairs:
+        if domain in weights:
+            raise UsageError(f"mixer fixed: domain {domain} has two weights; give it one")
+        weights[domain] = weight
     return weights
 
 
@@ -93,7 +103,7 @@ def _weights_of_file(path: Path) -> dict[str, float]:
     try:
         if path.stat().st_size > MAX_WEIGHTS_FILE_BYTES:
             raise UsageError(f"{path} is larger than {MAX_WEIGHTS_FILE_BYTES >> 20} MiB; not a file of weights")
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(), object_pairs_hook=_each_once)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError):

@@ -26,6 +26,10 @@ class ReplaySettings:
     """What maps the recorded weights on this run's budget. `progress` stretches the schedule over the run; `steps` and
     `tokens` follow it as recorded and hold its last weights when it ends."""
 
+    warm_up: bool = False
+    """Whether the weights of the schedule's warm-up are followed too. They were random; without them, the first learned
+    weights stand there."""
+
 
 class ReplayMixer(Mixer):
     """Executes recorded weights, found by the progress, step or token count of the current run."""
@@ -43,10 +47,12 @@ class ReplayMixer(Mixer):
     def make(cls, task: Task) -> Mixer:
         own = with_options(cls.Settings(), task.options, cls.name)
         if task.schedule is not None:
-            return cls(task.schedule.timeline, own.by)
-        if own.schedule is None:
+            schedule = task.schedule
+        elif own.schedule is None:
             raise UsageError("mixer replay needs --mixer-option schedule=FILE.parquet")
-        return cls(Schedule.load(own.schedule).in_order_of(task.domains).timeline, own.by)
+        else:
+            schedule = Schedule.load(own.schedule).in_order_of(task.domains)
+        return cls((schedule if own.warm_up else schedule.learned).timeline, own.by)
 
     def weights(self, observation: Observation) -> Array:
         if self.by == "progress":
