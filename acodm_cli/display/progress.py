@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -93,11 +93,11 @@ class TrainingDisplay:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
+            # Rich's own estimate forgets what is older than 30 seconds, and steps may take longer.
+            TextColumn("eta [cyan]{task.fields[left]}"),
         )
         self.progress = Progress(*columns, console=console)
-        self.task = self.progress.add_task("training", total=total_steps, completed=first_step)
+        self.task = self.progress.add_task("training", total=total_steps, completed=first_step, left="?")
         if console.is_terminal:
             self.live = Live(console=console, refresh_per_second=4, transient=True)
             self.live.start()
@@ -115,7 +115,7 @@ class TrainingDisplay:
         if event.validation_K is not None:
             self.validation = float(event.validation_K.mean())
         if self.live is not None:
-            self.progress.update(self.task, completed=event.step)
+            self.progress.update(self.task, completed=event.step, left=self._left(event))
             self.live.update(self._panel(event))
         elif self._is_due(event):
             self.console.print(self._line(event), highlight=False, soft_wrap=True)
@@ -135,11 +135,13 @@ class TrainingDisplay:
         figures += f"  lr {event.learning_rate:.1e}  {self.tokens_per_step / self._step_seconds:,.0f} tokens/s"
         return figures + (f"  {event.report.phase}" if event.report.phase else "")
 
+    def _left(self, event: StepEvent) -> str:
+        return duration((self.total_steps - event.step) * self._step_seconds)
+
     def _line(self, event: StepEvent) -> str:
-        left = duration((self.total_steps - event.step) * self._step_seconds)
         largest = np.argsort(-event.weights_K, kind="stable")[:3]
         mixture = " ".join(f"{self.domains[i]} {event.weights_K[i]:.0%}" for i in largest)
-        return f"step {event.step}/{self.total_steps}  {self._figures(event)}  eta {left}  most: {mixture}"
+        return f"step {event.step}/{self.total_steps}  {self._figures(event)}  eta {self._left(event)}  most: {mixture}"
 
     def _panel(self, event: StepEvent) -> RenderableType:
         table = Table.grid(padding=(0, 1))
