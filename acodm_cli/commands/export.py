@@ -111,7 +111,7 @@ def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.nd
     console.print(table)
     weights_SK = schedule.per_domain["weight"]
     console.print(
-        f"the stages are {mean_divergence(weights_SK, plan.stages, asked_NK):.5f} nats from the schedule (mean KL over the run), with the "
-        f"trainer's rounding {mean_divergence(weights_SK, plan.stages, realised_NK):.5f}",
+        f"the stages are {mean_divergence(weights_SK, plan.stages, asked_NK):z.5f} nats from the schedule (mean KL over the run), with the "
+        f"trainer's rounding {mean_divergence(weights_SK, plan.stages, realised_NK):z.5f}",
         soft_wrap=True,
     )

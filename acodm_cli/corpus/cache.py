@@ -9,17 +9,23 @@ no holder of its lock, and is removed.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
+from acodm_cli.errors import AcodmError
 from acodm_cli.writing import atomic_folder, cache_errors, locked_file, partials_of
 
+# Hidden, so that it is no text of the corpus.
+_SEAL = ".sha256.json"
 _LEFT_OVER = re.compile(r"\.(?P<name>.+)\.(acodm-.+|lock)")
 
 
@@ -56,6 +62,35 @@ def make_once(folder: Path, make: Callable[[Path], None], on_wait: Callable[[], 
             if not folder.is_dir():
                 with atomic_folder(folder, existing="keep") as partial:
                     make(partial)
+
+
+def seal(folder: Path) -> None:
+    """Writes down what the files of a folder hold, for `check_seal`."""
+    (folder / _SEAL).write_text(json.dumps(_digests(folder)))
+
+
+def check_seal(folder: Path) -> None:
+    """Raises AcodmError if the files of a folder are not what they were when it was sealed."""
+    try:
+        whole = json.loads((folder / _SEAL).read_text()) == _digests(folder)
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        raise AcodmError(f"{folder} in the cache is damaged; remove it, and it will be made again")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _SEAL:
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def digest_of_json(value: Any) -> str:
+    """Returns a digest of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def remove_left_over(folders: Path) -> None:

@@ -36,7 +36,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from acodm_cli.corpus.cache import make_once
+from acodm_cli.corpus.cache import check_seal, make_once, seal
 from acodm_cli.corpus.store_writer import OnProgress
 
 CORPUS_VERSION = 1
@@ -51,17 +51,18 @@ def embedded_corpus(cache: Path, on_progress: OnProgress) -> tuple[Path, Path]:
     """Returns the folder of the corpus and the path of its tokenizer.json, which it makes in the cache if need be.
 
     Raises:
-        AcodmError: the cache cannot be written.
+        AcodmError: the cache cannot be written, or what it holds is damaged.
     """
     folder = cache / "embedded" / _environment_key()
     make_once(folder, lambda partial: _write_corpus(partial, on_progress))
+    check_seal(folder)
     return folder, folder / "tokenizer.json"
 
 
 def _environment_key() -> str:
     """A hash of all versions that decide the corpus: those of its recipe, of Python, and of the packages."""
     versions = [f"{name}={_version(name)}" for name in _PACKAGES]
-    parts = [str(CORPUS_VERSION), sys.version, *versions]
+    parts = [str(CORPUS_VERSION), "sealed", sys.version, *versions]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -86,6 +87,7 @@ def _write_corpus(folder: Path, on_progress: OnProgress) -> None:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
         samples += _head(texts, DOMAIN_BYTES // 8)
     train_tokenizer(samples).save(str(folder / "tokenizer.json"))
+    seal(folder)
 
 
 def _take(documents: Iterator[str], seen: set[bytes], on_bytes: Callable[[int], None]) -> list[str]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.corpus import hub
+from acodm_cli.corpus.cache import digest_of_json
 from acodm_cli.corpus.holding_out import (
     DOCUMENT,
     HOLD_OUT_EVERY,
@@ -381,6 +382,7 @@ class _StoreWriter:
             "fruitful": sorted(self.fruitful),
             "domains": entries,
         }
+        index["digest"] = digest_of_json(index)
         (self.folder / "index.json").write_text(json.dumps(index))
 
     def _complete_split(self, domain: _Domain) -> None:

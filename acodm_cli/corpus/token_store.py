@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.corpus import hub
-from acodm_cli.corpus.cache import make_once
+from acodm_cli.corpus.cache import digest_of_json, make_once
 from acodm_cli.corpus.holding_out import DOCUMENT, split_again, wanted_of
 from acodm_cli.corpus.readers import suffixes
 from acodm_cli.corpus.sources import FileSource, HubSource, Source, TokenSource
@@ -152,6 +152,9 @@ def _open_folder(folder: Path, source: FileSource | HubSource, sequence: int) ->
     """Opens the stores in a folder of the cache. sequence: the tokens of one sequence, of which one is held out at least."""
     try:
         index = json.loads((folder / "index.json").read_text())
+        # Stores that were made before have none.
+        if (digest := index.pop("digest", None)) is not None and digest != digest_of_json(index):
+            raise _damaged(folder)
         dtype, bad = np.dtype(index["dtype"]), index["bad"]
         domains = [
             _open_domain(folder, number, entry, dtype, source, sequence)

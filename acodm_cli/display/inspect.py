@@ -130,7 +130,7 @@ def header(view: View) -> Text:
         ("tokens of", joined("  ", run.tokenizer, run.vocab_size and f"vocabulary {run.vocab_size}")),
         ("budget", joined("  ", _budget(schedule, known), _so_far(schedule))),
         ("warm-up", _warm_up(schedule)),
-        ("entropy", _arrow(f"{known['entropy']['start']:.3f}", f"{known['entropy']['end']:.3f}") + " nats  effective domains "
+        ("entropy", _arrow(f"{known['entropy']['start']:z.3f}", f"{known['entropy']['end']:z.3f}") + " nats  effective domains "
                     f"{_arrow(f'{start:.1f}', f'{end:.1f}')} of {domains}"),
         ("energy", _energies(known["energy"])),
         ("drawn", "" if known["realised_l1"] is None else f"sequences within {known['realised_l1']:.4f} of the weights, in L1"),
@@ -287,7 +287,7 @@ def comparison_table(views: list[View], order: list[str], width: int, colour: bo
             if ends:
                 cells.append(f"{domain['end']:.1%}")
             if number_:
-                cells.append("-" if base is None else f"{100 * (domain['mean'] - base['mean']):+.1f}")
+                cells.append("-" if base is None else f"{100 * (domain['mean'] - base['mean']):+z.1f}")
         rows.append(cells)
     return _fitted(heads, list(map(printable, names)), [_key(order.index(name), colour) for name in names], rows, width)
 
@@ -305,6 +305,6 @@ def distance_lines(views: list[View]) -> Text:
         for name, unit in (("l1", "L1"), ("kl", "KL, nats")):
             part = far[name]
             moves = part["max"] - part["mean"] > 1e-6
-            shape = f"  max {part['max']:.3f}  {sparkline(np.array(part['by_progress']), 24)}" if moves else ""
-            lines.append(f"{unit:<9}{pair}: mean {part['mean']:.3f}{shape}")
+            shape = f"  max {part['max']:z.3f}  {sparkline(np.array(part['by_progress']), 24)}" if moves else ""
+            lines.append(f"{unit:<9}{pair}: mean {part['mean']:z.3f}{shape}")
     return Text("\n".join(map(printable, lines)))

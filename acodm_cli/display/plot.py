@@ -117,9 +117,9 @@ def line_plot(series: Series, width: int, colour: bool, title: str) -> Text:
 def _number(value: float, span: float, percent: bool) -> str:
     """Returns the value as text, with as many digits as tell the ends of the axis apart."""
     if percent:
-        return f"{value:.1%}"
+        return f"{value:z.1%}"
     digits = max(0, 2 - math.floor(math.log10(span)))
-    return f"{value:.{digits}f}" if digits <= 5 and abs(value) < 1e5 else f"{value:.3g}"
+    return f"{value:z.{digits}f}" if digits <= 5 and abs(value) < 1e5 else f"{value:z.3g}"
 
 
 def _interpolated(series: Series, columns: int) -> Array:

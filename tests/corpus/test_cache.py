@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from acodm_cli.corpus.cache import make_once, remove_left_over
+from acodm_cli.corpus.cache import check_seal, make_once, remove_left_over, seal
 from acodm_cli.errors import AcodmError
 from tests.conftest import opened, write_corpus
 
@@ -99,3 +99,40 @@ def test_too_few_open_files_are_not_damage(
     monkeypatch.setattr(Path, "read_text", fail)
     with pytest.raises(AcodmError, match=r"cannot be read \(Too many open files\); raise the limit with ulimit -n"):
         opened(data, tokenizer_file, tmp_path / "cache")
+
+
+def test_a_sealed_folder_is_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "a" / "code").mkdir(parents=True)
+    text = tmp_path / "a" / "code" / "train.jsonl"
+    text.write_text('{"text": "one"}\n')
+    seal(tmp_path / "a")
+    check_seal(tmp_path / "a")
+    before = text.read_bytes()
+    for change in (
+        lambda: text.write_bytes(bytes([before[0] ^ 1]) + before[1:]),
+        lambda: (tmp_path / "a" / "more").touch(),
+        text.unlink,
+        (tmp_path / "a" / ".sha256.json").unlink,
+    ):
+        change()
+        with pytest.raises(AcodmError, match="is damaged; remove it, and it will be made again"):
+            check_seal(tmp_path / "a")
+        text.write_bytes(before)
+        (tmp_path / "a" / "more").unlink(missing_ok=True)
+
+
+def test_every_bit_of_a_stores_index_counts(tokenizer_file: Path, tmp_path: Path) -> None:
+    data = write_corpus(tmp_path / "data", documents=20)
+    whole = opened(data, tokenizer_file, tmp_path / "cache").fingerprint
+    index = next((tmp_path / "cache" / "tokens").glob("*/index.json"))
+    content = index.read_bytes()
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        index.write_bytes(changed)
+        try:
+            found = opened(data, tokenizer_file, tmp_path / "cache").fingerprint
+        except AcodmError:
+            continue
+        assert found == whole
+        assert json.loads(changed).keys() != json.loads(content).keys(), "only the digest's name is without effect"
