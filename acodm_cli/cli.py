@@ -202,7 +202,8 @@ def main(arguments: list[str] | None = None) -> None:
         # Typer's usage errors are known by their interface, because the module that defines them is private to Typer.
         if not hasattr(error, "format_message"):
             if errors.joined:
-                traceback.print_exc()
+                if not errors.ending:
+                    traceback.print_exc()
                 _end_rank(1)
             raise
         code = _fail(f"{error.format_message()} (see --help)", getattr(error, "exit_code", 2))

@@ -11,6 +11,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, si
 
 # Whether this process has joined other ranks; from then on the first rank says what all of them know.
 joined = False
+# Whether the watch of ranks is about to end this one and says why; then its collectives may fail, which says nothing more.
+ending = False
 
 
 class AcodmError(Exception):

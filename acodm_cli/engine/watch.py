@@ -17,6 +17,7 @@ from types import TracebackType
 
 from torch import distributed
 
+from acodm_cli import errors
 from acodm_cli.engine.distributed import Ranks
 
 # Clocks and pauses differ between ranks; so long each waits for what the others have to tell.
@@ -62,11 +63,13 @@ class Watch:
     def _look(self) -> None:
         while not self._over.wait(min(1.0, self.seconds / 4)):
             if self._since is not None and time.monotonic() - self._since > self.seconds:
+                errors.ending = True
                 told: dict[int, str] = {}
                 asking = threading.Thread(target=self._ask, args=(told,), daemon=True)
                 asking.start()
                 asking.join(_LISTEN_SECONDS + _ANSWER_SECONDS)
                 if self._over.is_set() or time.monotonic() - self._since <= self.seconds:
+                    errors.ending = False
                     continue  # it was only slow
                 self._end(told)
 
@@ -102,4 +105,6 @@ class Watch:
                 "machine, and continue with --resume (--rank-timeout gives more minutes)\n"
             )
             sys.stderr.flush()
+        else:
+            time.sleep(_LISTEN_SECONDS)  # the end of this rank would end the one that speaks
         os._exit(1)
