@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from acodm_cli.commands.export import run_export
-from acodm_cli.commands.inspect_settings import InspectSettings
+from acodm_cli.commands.inspect_settings import EXPORTED, InspectSettings
 from acodm_cli.display import facts
 from acodm_cli.display.inspect import View, domain_order, print_views
 from acodm_cli.display.series import PLOTS, check_plot, chosen, plot_of
@@ -85,15 +85,9 @@ def _check(settings: InspectSettings) -> None:
     if s.export is not None and (s.json or s.csv or s.plain or s.image is not None or s.html is not None):
         raise UsageError("--export writes its own files; give it without --json, --csv, --plain, --image and --html")
     if s.export is None:
-        declared_of, changed = (
-            declared(InspectSettings),
-            ("stages", "target_steps", "target_batch", "target_seq_len", "target_path"),
-        )
-        for name in changed:
-            if getattr(s, name) != declared_of[name].default:
-                raise UsageError(
-                    f"{declared_of[name].option} says how to --export; give the trainer with --export, or leave it out"
-                )
+        for name, each in declared(InspectSettings).items():
+            if each.panel == EXPORTED and getattr(s, name) != each.default:
+                raise UsageError(f"{each.option} says how to --export; give the trainer with --export, or leave it out")
     if s.force and not (s.out or s.image or s.html):
         raise UsageError("--force overwrites a file, and none is written; give it with --out, --image or --html")
     if s.average and s.every > 1:

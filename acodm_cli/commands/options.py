@@ -103,8 +103,7 @@ def _value(each: Declared, given: Any) -> Any:
         try:
             return each.kind(given)
         except ValueError:
-            what = "a whole number" if each.kind is int else "a number"
-            raise UsageError(f"{each.option} {given}; give {what}") from None
+            raise UsageError(f"{each.option} {given}; {each.refusal(given)}") from None
     return given
 
 

@@ -2,7 +2,7 @@
 
 The footer of a file can say anything of its columns, while what a reader allocates for a page is what the page's own header
 says: a page of a few kilobytes may claim, and give, two gigabytes. So the headers are walked first. They are Thrift structs in
-the compact protocol (https://github.com/apache/parquet-format, PageHeader), of which three fields are of interest.
+the compact protocol (https://github.com/apache/parquet-format, PageHeader), of which two fields are of interest.
 """
 
 from __future__ import annotations

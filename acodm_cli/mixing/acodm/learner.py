@@ -15,6 +15,7 @@ from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
 from acodm_cli.mixing.acodm.state import encode_state, relative_depths, state_size
 from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, Task
+from acodm_cli.schedule.info import WARM_UP
 
 # The critics start to learn when there are so many transitions; fewer say nothing.
 LEAST_TRANSITIONS = 8
@@ -97,7 +98,7 @@ class AcOdmLearner(Mixer):
         return Report(
             reward_K=np.where(seen_K, reward_K, np.nan),
             metrics=self.latest,
-            phase="warm-up" if self.exploring else "learning",
+            phase=WARM_UP if self.exploring else "learning",
         )
 
     def _reward(self, feedback: Feedback) -> Array:
