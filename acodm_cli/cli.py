@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not hasattr(error, "format_message"):
             if errors.joined:
                 if not errors.ending:
-                    traceback.print_exc()
+                    _tell_of_rank(error)
                 _end_rank(1)
             raise
         code = _fail(f"{error.format_message()} (see --help)", getattr(error, "exit_code", 2))
@@ -226,6 +226,16 @@ def _fail(message: str, code: int, prefix: str = "error: ") -> int:
     if errors.joined:
         _end_rank(code)
     return code
+
+
+def _tell_of_rank(error: Exception) -> None:
+    """Prints why a rank fails. Where another has gone, which PyTorch knows by its connection only, a traceback would look like
+    the cause."""
+    if "gloo/transport" in str(error) or type(error).__name__ in ("DistBackendError", "DistNetworkError"):
+        rank = os.environ.get("RANK", "0")
+        print(f"rank {rank} ends, because another rank is gone: {_shown(str(error))[:100]}", file=sys.stderr)  # noqa: T201
+    else:
+        traceback.print_exc()
 
 
 def _end_rank(code: int) -> NoReturn:

@@ -3,6 +3,7 @@ they cannot be written."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -184,6 +185,36 @@ def in_short(error: BaseException, longest: int = 200) -> str:
     return " ".join(str(text).split())[:longest] or type(error).__name__
 
 
+def why_not_written(error: BaseException, place: Path, needed: int | None = None) -> str:
+    """Returns, in words, why something could not be written at a place, and how much room it needs if that is the reason.
+
+    needed: the bytes that it takes, if they are known."""
+    if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # PyTorch has it behind a RuntimeError about positions
+    words = in_short(error)
+    full, quota = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+    sizes = []
+    if full in words:  # what a quota leaves is not known here
+        sizes.append(f"{size_of(free_bytes(place))} are free there")
+    if needed and (full in words or quota in words):
+        sizes.append(f"about {size_of(needed)} are needed")
+    return f"{words} ({', '.join(sizes)})" if sizes else words
+
+
+def free_bytes(place: Path) -> int:
+    """Returns the room in bytes on the disk on which a place is, or will be."""
+    place = place.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def size_of(count: int) -> str:
+    """Returns a number of bytes as text in kB, MB or GB."""
+    unit, name = (1e3, "kB") if count < 1e6 else (1e6, "MB") if count < 1e9 else (1e9, "GB")
+    return f"{count / unit:,.{int(count >= 1e9)}f} {name}"
+
+
 @contextmanager
 def cache_errors(folder: Path) -> Iterator[None]:
     """Turns an OSError of writing to the cache in its block into an AcodmError."""
@@ -191,5 +222,6 @@ def cache_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise AcodmError(
-            f"cannot write the token cache in {folder}: {in_short(error)}; make room or use --cache-dir"
+            f"cannot write the token cache in {folder}: {why_not_written(error, folder)}; make room (tokens take about half the "
+            "bytes of their text), or use --cache-dir"
         ) from None

@@ -2,14 +2,17 @@
 
     python -m tests.chaos --command proxy-train --kills 50
     python -m tests.chaos --command apply --kills 50
+    python -m tests.chaos --nproc 2 --kills 20
 
-At the end its files must be those of a run that nobody disturbed, bit for bit, and nothing else may lie about. A moment is: some
+With several processes, the launcher or one of the ranks is killed. At the end its files must be those of a run that nobody disturbed, bit for bit, and nothing else may lie about. A moment is: some
 time after a step; a checkpoint being written; the model or the schedule being written, when all steps are done.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -51,8 +54,14 @@ def is_written(folder: Path, moment: str) -> bool:
     return any(folder.glob(".a.*"))
 
 
-def kill_once(process: subprocess.Popen[str], folder: Path, moment: str, life: float) -> bool:
-    """Kill the process at the moment. False: it was done before that."""
+def one_of(process: subprocess.Popen[str], generator: random.Random) -> int:
+    """The process or one of its ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return generator.choice([process.pid, *map(int, children)])
+
+
+def kill_once(process: subprocess.Popen[str], folder: Path, moment: str, generator: random.Random) -> bool:
+    """Kill the process, or one of its ranks, at the moment. False: it was done before that."""
     assert process.stderr is not None
     said = ""
     for line in process.stderr:
@@ -62,21 +71,26 @@ def kill_once(process: subprocess.Popen[str], folder: Path, moment: str, life: f
         if line.startswith("resumed at") and moment == "end":
             break
     if moment == "step":
-        time.sleep(life)
+        time.sleep(generator.uniform(0, LONGEST_LIFE))
     else:
         while process.poll() is None and not is_written(folder, moment):
             pass
-    process.send_signal(signal.SIGKILL)
+    victim = None
+    with contextlib.suppress(OSError):
+        victim = one_of(process, generator)
+        os.kill(victim, signal.SIGKILL)
     said += process.stderr.read()
     code = process.wait()
-    assert code in (0, -signal.SIGKILL), said
+    expected = -signal.SIGKILL if victim == process.pid else 128 + signal.SIGKILL
+    assert code in (0, expected), (code, said)
     return code != 0
 
 
-def chaos(command: str, kills: int, steps: int, seed: int, folder: Path) -> Counter[str]:
+def chaos(command: str, kills: int, steps: int, seed: int, folder: Path, nproc: int = 1) -> Counter[str]:
     """Returns how often the run was killed at which moment. Raises AssertionError if anything is other than undisturbed."""
     generator = random.Random(seed)
-    options = prepare(folder)
+    ranks = ["--nproc", str(nproc)] if nproc > 1 else []
+    options = [*prepare(folder), *ranks]
     calm, wild = folder / "calm", folder / "wild"
     how = [command, "--steps", str(steps), "--checkpoint-every", "1", *options]
     if command == "apply":
@@ -91,14 +105,14 @@ def chaos(command: str, kills: int, steps: int, seed: int, folder: Path) -> Coun
     first = True
     while killed.total() < kills:
         moment = generator.choice(MOMENTS[:2]) if killed.total() < kills - at_end else "end"
-        what = [*how, "--save-model", wild / "a.model"] if first else [command, "--resume"]
+        what = [*how, "--save-model", wild / "a.model"] if first else [command, "--resume", *ranks]
         process = start(*what, "--out", wild / "a.parquet")
-        if not kill_once(process, wild, moment, generator.uniform(0, LONGEST_LIFE)):
+        if not kill_once(process, wild, moment, generator):
             break
         killed[moment] += 1
         first = first and not (wild / "a.run" / "run.json").is_file()
         print(f"killed {killed.total()} of {kills} ({moment})", flush=True)
-    finish(command, "--resume", "--out", wild / "a.parquet")
+    finish(command, "--resume", *ranks, "--out", wild / "a.parquet")
     found, expected = (
         {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
         for place in (wild, calm)
@@ -115,12 +129,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nproc", type=int, default=1)
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        killed = chaos(options.command, options.kills, options.steps, options.seed, Path(folder))
+        killed = chaos(options.command, options.kills, options.steps, options.seed, Path(folder), options.nproc)
     moments = ", ".join(f"{count} at {moment}" for moment, count in killed.items())
-    print(f"{options.command}: killed {killed.total()} times ({moments}), {time.monotonic() - started:.0f} s")
+    print(
+        f"{options.command}, {options.nproc} processes: killed {killed.total()} times ({moments}), {time.monotonic() - started:.0f} s"
+    )
     print("schedule, model and every other file are those of the undisturbed run, and nothing is left over")
 
 

@@ -93,13 +93,18 @@ def _wait(ranks: list[subprocess.Popen[bytes]], received: list[float]) -> int:
                 ranks[number].wait()
             return _exit_code(codes or [-signal.SIGKILL])
         time.sleep(0.05)
-    return _exit_code([code for rank in ranks if (code := rank.poll())])
+    codes = [rank.returncode for rank in ranks]
+    for number, code in enumerate(codes):
+        if code < 0:
+            why = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+            print(f"error: rank {number} was ended by {signal.Signals(-code).name}{why}", file=sys.stderr)  # noqa: T201
+    return _exit_code(codes)
 
 
 def _exit_code(codes: list[int]) -> int:
-    """Returns 0 if no rank failed, else the code of the first that did. A rank that a signal killed has a negative code; the
-    shell's convention is 128 + signal."""
-    return 0 if not codes else codes[0] if codes[0] > 0 else 128 - codes[0]
+    """Returns 0 if no rank failed. A rank that a signal has ended has a negative code, and is why the others failed; the shell's
+    convention is 128 + signal."""
+    return 128 - min(codes) if min(codes) < 0 else next((code for code in codes if code), 0)
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:

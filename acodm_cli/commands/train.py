@@ -15,6 +15,7 @@ from acodm_cli.engine.distributed import joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds, flops_per_token, matmul_flops_per_second
 from acodm_cli.limits import cores_of_this_job
 from acodm_cli.runs.build import build_run
+from acodm_cli.runs.disk_plan import plan_disk
 from acodm_cli.runs.efficiency import Efficiency
 from acodm_cli.runs.folder import RunFolder
 from acodm_cli.runs.memory_plan import gib
@@ -57,8 +58,9 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
             ranks.first(lambda: stack.enter_context(folder.model_locked(settings.save_model)))
         with PreparationDisplay(console) as on_progress:
             run = build_run(settings, schedule=schedule, ranks=ranks, on_progress=on_progress, warn=warn)
+        disk = ranks.shared(lambda: plan_disk(folder, settings, run.parameters))
         print_title(console, run.info(), run.compute.label)
-        _show_preflight(run, console)
+        _show_preflight(run, disk, console)
         if start.dry_run:
             return False
         if start.resume:
@@ -143,7 +145,7 @@ def _say_how_long(run: Run, console: Console) -> None:
         )
 
 
-def _show_preflight(run: Run, console: Console) -> None:
+def _show_preflight(run: Run, disk: str, console: Console) -> None:
     """Shows what the run will use of its corpus, with the weights that it is known to follow, else with the prior."""
     s, planned_SK = run.settings, run.mixer.planned_weights()
     weights_SK = run.prior_K[None, :] if planned_SK is None else planned_SK
@@ -156,6 +158,6 @@ def _show_preflight(run: Run, console: Console) -> None:
     _say(
         console,
         f"token cache {cache}: {cached_bytes(cache) / 1e6:,.0f} MB\n"
-        f"memory: about {gib(run.memory.total)}, in micro-batches of {run.trainer.settings.micro_batch}\n",
+        f"memory: about {gib(run.memory.total)}, in micro-batches of {run.trainer.settings.micro_batch}\n{disk}\n",
         "dim",
     )

@@ -26,7 +26,7 @@ from acodm_cli.errors import AcodmError, UsageError
 from acodm_cli.runs.settings import RunSettings
 from acodm_cli.schedule.library import RECORD
 from acodm_cli.settings import declared
-from acodm_cli.writing import atomic_file, in_short, locked_file, partials_of
+from acodm_cli.writing import atomic_file, in_short, locked_file, partials_of, why_not_written
 
 RUN_VERSION = 3
 CHECKPOINT_VERSION = 3
@@ -209,7 +209,9 @@ class RunFolder:
             with atomic_file(self.settings_file) as file:
                 file.write(json.dumps(content, indent=1).encode() + b"\n")
         except OSError as error:
-            raise AcodmError(f"cannot write {self.settings_file}: {in_short(error)}; make room") from None
+            raise AcodmError(
+                f"cannot write {self.settings_file}: {why_not_written(error, self.path)}; make room"
+            ) from None
 
     def resumable_settings(self) -> RunSettings:
         """Returns the settings of the unfinished run.
@@ -283,7 +285,8 @@ class RunFolder:
                 torch.save({"version": CHECKPOINT_VERSION, "step": step, **state}, file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise AcodmError(
-                f"cannot write a checkpoint in {self.path}: {in_short(error)}; earlier checkpoints are kept"
+                f"cannot write a checkpoint in {self.path}: {why_not_written(error, self.path, bytes_of(state))}; earlier ones are "
+                "kept: make room and continue with --resume"
             ) from None
         found = self.checkpoints()
         end = found.index(final) + 1
@@ -306,6 +309,15 @@ class RunFolder:
         if found:
             raise AcodmError(f"no checkpoint in {self.path} can be read; start over with --force")
         return None
+
+
+def bytes_of(state: Any) -> int:
+    """Returns the bytes of the tensors in a state of plain values."""
+    if isinstance(state, dict):
+        return sum(map(bytes_of, state.values()))
+    if isinstance(state, (list, tuple)):
+        return sum(map(bytes_of, state))
+    return int(getattr(state, "nbytes", 0))
 
 
 def _check_plain(value: Any, name: str) -> None:

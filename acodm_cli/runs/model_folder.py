@@ -11,7 +11,7 @@ from torch import nn
 
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import AcodmError
-from acodm_cli.writing import atomic_folder, in_short
+from acodm_cli.writing import atomic_folder, why_not_written
 
 
 def save_model(model: nn.Module, weights: dict[str, Any], tokenizer: Tokenizer, seq_len: int, folder: Path) -> None:
@@ -41,7 +41,8 @@ def save_model(model: nn.Module, weights: dict[str, Any], tokenizer: Tokenizer, 
             model.save_pretrained(partial, state_dict=weights)  # type: ignore[operator]
             _save_tokenizer(tokenizer, seq_len, partial)
     except (OSError, SafetensorError) as error:
-        raise AcodmError(f"cannot write the model to {folder}: {in_short(error)}; make room and use --resume") from None
+        why = why_not_written(error, folder.parent, sum(tensor.nbytes for tensor in weights.values()))
+        raise AcodmError(f"cannot write the model to {folder}: {why}; make room and use --resume") from None
     finally:
         for name, earlier in before.items():
             setattr(config, name, earlier)

@@ -27,7 +27,7 @@ from acodm_cli.runs.model_folder import save_model
 from acodm_cli.runs.recorder import Recorder
 from acodm_cli.runs.settings import RunSettings
 from acodm_cli.schedule.schedule import Schedule
-from acodm_cli.writing import in_short
+from acodm_cli.writing import why_not_written
 
 
 class StopRequest:
@@ -223,7 +223,7 @@ class Run:
                 schedule.write(folder.out)
             except OSError as error:
                 raise AcodmError(
-                    f"cannot write {folder.out}: {in_short(error)}; make room and continue with --resume"
+                    f"cannot write {folder.out}: {why_not_written(error, folder.out.parent)}; make room and continue with --resume"
                 ) from None
             folder.remove()
             return schedule
