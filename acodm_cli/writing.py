@@ -222,6 +222,6 @@ def cache_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise AcodmError(
-            f"cannot write the token cache in {folder}: {why_not_written(error, folder)}; make room (tokens take about half the "
-            "bytes of their text), or use --cache-dir"
+            f"cannot write the token cache in {folder}: {why_not_written(error, folder)}; make room (tokens take about half the bytes "
+            "of their text), or use --cache-dir"
         ) from None

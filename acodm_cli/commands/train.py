@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import ExitStack
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from acodm_cli.corpus.preflight import domain_uses
 from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay, make_console, say_at_once
 from acodm_cli.display.summary import print_corpus, print_efficiency, print_preflight, print_summary, print_title
 from acodm_cli.engine.distributed import joined, ranks_asked_for
-from acodm_cli.engine.estimate import describe_seconds, flops_per_token, matmul_flops_per_second
+from acodm_cli.engine.estimate import describe_seconds
 from acodm_cli.limits import cores_of_this_job
 from acodm_cli.runs.build import build_run
 from acodm_cli.runs.disk_plan import plan_disk
@@ -28,6 +29,10 @@ from acodm_cli.runs.trackers.tracker import Tracked, Tracker
 from acodm_cli.schedule.schedule import Schedule
 
 LONG_RUN_SECONDS = 600
+# The load per core from which on a run will be slowed down.
+BUSY = 1.5
+# A dry run trains for so many steps, or so many seconds.
+TRIED_STEPS, TRIED_SECONDS = 4, 10.0
 
 
 def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | None) -> bool:
@@ -60,8 +65,11 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
             run = build_run(settings, schedule=schedule, ranks=ranks, on_progress=on_progress, warn=warn)
         disk = ranks.shared(lambda: plan_disk(folder, settings, run.parameters))
         print_title(console, run.info(), run.compute.label)
+        if run.compute.device.type == "cpu":
+            _say_if_shared(console)
         _show_preflight(run, disk, console)
         if start.dry_run:
+            _rehearse(run, console)
             return False
         if start.resume:
             run.keep_in(folder, stop, resume=True)
@@ -72,15 +80,18 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
             trackers = ranks.first(lambda: _trackers(run, start, following)) or []
             if not start.resume:
                 run.keep_in(folder, stop)
-            _say_how_long(run, console)
             efficiency = Efficiency(run)
             observers: list[Observer] = [efficiency]
             if ranks.is_first:
                 record = LiveRecord(lambda: run.schedule(with_policy=False), folder.record)
-                observers += [*trackers, record, _display(run, console, following)]
+                display = _display(run, console, following)
+                stop.say = display.say
+                observers += [*trackers, record, display]
             for event in run.steps():
                 for observer in observers:
                     observer.add(event)
+                if efficiency.steps == TRIED_STEPS:
+                    _say_how_long(run, console, efficiency)
         written = run.finish()
         if written is None:
             return False
@@ -97,6 +108,18 @@ def _use_threads(threads: int | None) -> None:
         threads = min(torch.get_num_threads(), cores_of_this_job())
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _say_if_shared(console: Console) -> None:
+    """Says so if other processes keep this machine's cores busy."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > BUSY * cores:
+        _say(
+            console,
+            f"other processes share the {cores} cores of this machine (load {load:.0f}), so steps take longer; where several runs do, "
+            "give each its part with --threads",
+            "yellow",
+        )
 
 
 def _trackers(run: Run, start: StartSettings, following: ExitStack) -> list[Tracker]:
@@ -125,24 +148,34 @@ def _display(run: Run, console: Console, following: ExitStack) -> TrainingDispla
 
 
 def _say(console: Console, message: str, style: str | None = None) -> None:
-    console.print(message, style=style, highlight=False, soft_wrap=True)
+    console.print(message, style=style, highlight=False, soft_wrap=not console.is_terminal)
 
 
-def _say_how_long(run: Run, console: Console) -> None:
-    """Says, before a long run on a CPU, how long it will take and what would be faster."""
-    if run.compute.device.type != "cpu":
-        return
+def _say_how_long(run: Run, console: Console, efficiency: Efficiency) -> None:
+    """Says, in a long run on a CPU, how long it will take and what would be faster."""
     left = run.settings.steps - run.trainer.step
-    flops = left * run.settings.tokens_per_step * flops_per_token(run.trainer.model, run.settings.seq_len)
-    # Training reaches about half of the matrix peak, because of small kernels, attention, normalisation, validation.
-    seconds = 2 * flops / matmul_flops_per_second(run.compute)
-    if seconds > LONG_RUN_SECONDS:
+    if run.compute.device.type == "cpu" and (seconds := efficiency.seconds_for(left)) > LONG_RUN_SECONDS:
         _say(
             console,
-            f"on this CPU {left} steps of {run.settings.model} will take about {describe_seconds(seconds)}; faster: a GPU, "
+            f"on this CPU {left} more steps of {run.settings.model} will take about {describe_seconds(seconds)}; faster: a GPU, "
             "a smaller --model, or fewer --steps",
             "yellow",
         )
+
+
+def _rehearse(run: Run, console: Console) -> None:
+    """Trains for a few steps, of which nothing is kept, and says how long all of them will take."""
+    efficiency, started = Efficiency(run), time.monotonic()
+    for event in run.steps():
+        efficiency.add(event)
+        if run.ranks.largest(int(event.step == TRIED_STEPS or time.monotonic() - started > TRIED_SECONDS)):
+            break
+    tried = efficiency.steps
+    run_seconds = describe_seconds(efficiency.seconds_for(run.settings.steps))
+    _say(
+        console,
+        f"time: about {run_seconds} for {run.settings.steps} steps, by the first {tried}, of which nothing is kept",
+    )
 
 
 def _show_preflight(run: Run, disk: str, console: Console) -> None:

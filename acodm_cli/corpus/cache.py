@@ -21,8 +21,8 @@ from typing import Any
 
 import platformdirs
 
-from acodm_cli.errors import AcodmError
-from acodm_cli.writing import atomic_folder, cache_errors, locked_file, partials_of
+from acodm_cli.errors import AcodmError, UsageError
+from acodm_cli.writing import atomic_folder, cache_errors, in_short, locked_file, partials_of
 
 # Hidden, so that it is no text of the corpus.
 _SEAL = ".sha256.json"
@@ -30,8 +30,14 @@ _LEFT_OVER = re.compile(r"\.(?P<name>.+)\.(acodm-.+|lock)")
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """The folder of the cache. cache_dir: --cache-dir, None for the user cache folder."""
-    return Path(cache_dir).expanduser() if cache_dir else Path(platformdirs.user_cache_dir("acodm"))
+    """The folder of the cache. cache_dir: --cache-dir, None for the user cache folder. Raises UsageError if the user has no
+    home, as in some containers."""
+    try:
+        return Path(cache_dir).expanduser() if cache_dir else Path(platformdirs.user_cache_dir("acodm"))
+    except RuntimeError as error:
+        raise UsageError(
+            f"there is no place for the token cache: {in_short(error)}; give one with --cache-dir"
+        ) from None
 
 
 def cached_bytes(cache: Path) -> int:

@@ -270,7 +270,10 @@ def files_matching(base: Path, pattern: str, follow_links: bool) -> tuple[list[D
     Raises:
         UsageError: nothing that can be read matches, or a link is broken or leads out of its place.
     """
-    path = Path(pattern).expanduser()
+    try:
+        path = Path(pattern).expanduser()
+    except RuntimeError as error:  # an unknown user's home
+        raise UsageError(f"{pattern}: {error}") from None
     absolute = path.is_absolute()
     if absolute:
         base, path = Path(path.anchor), path.relative_to(path.anchor)

@@ -240,8 +240,8 @@ def _fitted(heads: list[str], names: list[str], keys: list[Text], rows: list[lis
     widths = [
         max(map(len, [*head.split("\n"), *cells])) for head, cells in zip(heads, zip(*rows, strict=True), strict=True)
     ]
-    kept = len(widths)
-    while (room := width - 7 - sum(widths[:kept]) - 2 * kept) < SHORTEST_NAME and kept > 1:
+    kept, edges = len(widths), 4 + max(len(key) for key in keys)
+    while (room := width - edges - sum(widths[:kept]) - 2 * kept) < SHORTEST_NAME and kept > 1:
         kept -= 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     table.add_column("", no_wrap=True)

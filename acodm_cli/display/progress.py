@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from acodm_cli.display.style import bar, width_of
+from acodm_cli.display.style import bar, cut, width_of
 from acodm_cli.writing import send_nowhere
 
 if TYPE_CHECKING:
@@ -98,14 +98,28 @@ class TrainingDisplay:
         )
         self.progress = Progress(*columns, console=console)
         self.task = self.progress.add_task("training", total=total_steps, completed=first_step, left="?")
+        self.event: StepEvent | None = None
+        self.notice = ""
         if console.is_terminal:
-            self.live = Live(console=console, refresh_per_second=4, transient=True)
+            self.live = Live(self, console=console, refresh_per_second=4, transient=True)
             self.live.start()
 
     def close(self) -> None:
         """Gives the terminal back."""
         if self.live is not None:
             self.live.stop()
+
+    def say(self, message: str) -> None:
+        """Shows a line at once, also from the handler of a signal: below the progress, which would be drawn over it."""
+        if self.live is not None:
+            self.notice = message
+        else:
+            say_at_once(message)
+
+    def __rich__(self) -> RenderableType:
+        """What the terminal shows now."""
+        parts = [self.progress] if self.event is None else [self._panel(self.event)]
+        return Group(*parts, Text(self.notice, style="bold yellow")) if self.notice else Group(*parts)
 
     def add(self, event: StepEvent) -> None:
         """Shows a finished step. Plain lines are printed only now and then."""
@@ -116,7 +130,7 @@ class TrainingDisplay:
             self.validation = float(event.validation_K.mean())
         if self.live is not None:
             self.progress.update(self.task, completed=event.step, left=self._left(event))
-            self.live.update(self._panel(event))
+            self.event = event
         elif self._is_due(event):
             self.console.print(self._line(event), highlight=False, soft_wrap=True)
 
@@ -147,6 +161,8 @@ class TrainingDisplay:
         table = Table.grid(padding=(0, 1))
         rows = max(4, self.console.height - 5)
         scale = max(float(event.weights_K.max()), float(self.prior_K.max()))
+        names = min(max(map(len, self.domains)), max(12, self.console.width - 36))
+        room = max(1, min(40, self.console.width - names - 15))
         shown = (
             np.argsort(-event.weights_K, kind="stable")[:rows] if len(self.domains) > rows else range(len(self.domains))
         )
@@ -155,10 +171,10 @@ class TrainingDisplay:
             change = weight - prior
             colour = "green" if change > 0.005 else "red" if change < -0.005 else "default"
             table.add_row(
-                Text(self.domains[index], no_wrap=True),
+                Text(cut(self.domains[index], names), no_wrap=True),
                 Text(f"{weight:6.1%}", style="bold"),
-                Text(f"{100 * change:+5.1f}", style=colour),
-                Text(bar(weight / scale, 40), style="cyan", no_wrap=True),
+                Text(f"{100 * change:+z5.1f}", style=colour),
+                Text(bar(weight / scale, room), style="cyan", no_wrap=True),
             )
         return Group(self.progress, Text(self._figures(event)), table)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from acodm_cli.runs.efficiency import Efficiency
 
 WIDE = 96
+NARROW = 80
 MOST_DOMAINS = 60
 MOST_SAID = 8
 
@@ -40,35 +41,36 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
         f"corpus {corpus['name']}: {len(corpus['tokens'])} domains, {human_count(tokens)} tokens  "
         f"run: {info['steps']} steps of {info['batch']} x {info['seq_len']} = {human_count(info['token_budget'])} tokens",
         highlight=False,
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
 
 
 def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> None:
     """Prints what a run will use of each domain. mixture: whose weights these are, for the heading."""
+    wide, narrow = console.width >= WIDE, console.width < NARROW
+    columns: dict[str, Callable[[DomainUse], str]] = {
+        "files": lambda use: "" if use.files is None else f"{use.files:,}",
+        "documents" if wide else "docs": lambda use: "" if use.documents is None else human_count(use.documents),
+        "tokens": lambda use: human_count(use.tokens),
+        "validation": lambda use: human_count(use.validation_tokens),
+        f"{mixture} weight" if wide else "weight": lambda use: f"{use.weight:.1%}",
+        "epochs": lambda use: f"{use.epochs:.2f}",
+        "runs out at step" if wide else "runs out at": lambda use: f"{use.exhausted_at:,}" if use.exhausted_at else "",
+    }
+    if narrow:
+        columns = {name: columns[name] for name in ("tokens", "weight", "epochs", "runs out at")}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    wide = console.width >= WIDE
-    names = ("documents", f"{mixture} weight", "runs out at step") if wide else ("docs", "weight", "runs out at")
-    for name in ("domain", "files", names[0], "tokens", "validation", names[1], "epochs", names[2]):
-        least = None if name == "domain" else len(name)
-        table.add_column(name, justify="right" if least else "left", no_wrap=True, min_width=least)
-    room = max(12, console.width - (83 if wide else 64))
+    table.add_column("domain", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    room = max(12, console.width - sum(max(6, len(name)) + 2 for name in columns))
     for use in uses[:MOST_DOMAINS]:
-        table.add_row(
-            Text(cut(use.name, room)),
-            "" if use.files is None else f"{use.files:,}",
-            "" if use.documents is None else human_count(use.documents),
-            human_count(use.tokens),
-            human_count(use.validation_tokens),
-            f"{use.weight:.1%}",
-            f"{use.epochs:.2f}",
-            f"{use.exhausted_at:,}" if use.exhausted_at else "",
-        )
+        table.add_row(Text(cut(use.name, room)), *(value(use) for value in columns.values()))
     console.print(table)
     if len(uses) > MOST_DOMAINS:
         _line(console, f"… and {len(uses) - MOST_DOMAINS:,} more domains")
     if not wide:
-        _line(console, f"docs: training documents; weight: the {mixture} weight", "dim")
+        _line(console, f"{'' if narrow else 'docs: training documents; '}weight: the {mixture} weight", "dim")
 
 
 def print_corpus(console: Console, corpus: Corpus) -> None:
@@ -115,7 +117,7 @@ def _named(paths: Sequence[Path]) -> str:
 
 
 def _line(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, style=style, highlight=False, soft_wrap=not console.is_terminal, markup=False)
 
 
 def print_summary(console: Console, schedule: Schedule) -> None:
@@ -130,7 +132,7 @@ def print_summary(console: Console, schedule: Schedule) -> None:
             f"\nvalidation loss, mean over domains: {first:.4f} at step {schedule.step_S[rows[0]]} -> {last:.4f} at step "
             f"{schedule.step_S[rows[-1]]}",
             highlight=False,
-            soft_wrap=True,
+            soft_wrap=not console.is_terminal,
         )
 
 
@@ -144,5 +146,5 @@ def print_efficiency(console: Console, efficiency: Efficiency) -> None:
         f"{efficiency.tokens_per_second:,.0f} tokens/s in training, MFU {mfu}, memory {efficiency.memory / 2**30:.1f} GiB at most; "
         f"time: {shares}",
         highlight=False,
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )

@@ -1,30 +1,13 @@
-"""Estimates how long a run will take on this machine, and how much of the machine it uses."""
+"""The arithmetic of training, and how much of it a device can do."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from torch import nn
 
 from acodm_cli.engine.device import Compute
-
-
-def matmul_flops_per_second(compute: Compute, size: int = 1024) -> float:
-    """Measures the FLOPs per second of matrix products in the run's precision: the median of a few square ones."""
-    left = torch.randn(size, size, device=compute.device, dtype=compute.dtype)
-    right = torch.randn_like(left)
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        product = left @ right
-        if compute.device.type == "cuda":
-            torch.cuda.synchronize(compute.device)
-        seconds.append(time.perf_counter() - started)
-    del product
-    return 2 * size**3 / sorted(seconds)[len(seconds) // 2]
-
 
 # FLOPs per second of dense bf16 matrix products with fp32 sums, from the vendor's data sheets. A key is the start of a
 # device's name; the longest key that fits counts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,16 @@ class Efficiency:
         self.peak = (peak_flops_per_second(run.compute) or math.nan) * run.ranks.world_size
         self.steps = 0
         self.seconds_of: Counter[str] = Counter()
+        self._steps: list[float] = []
+        self._validations: list[float] = []
 
     def add(self, event: StepEvent) -> None:
         """Adds the time of a step's parts."""
         self.steps += 1
         self.seconds_of.update(event.seconds_of)
+        self._steps.append(event.seconds)
+        if event.validation_K is not None:
+            self._validations.append(event.seconds_of["validation"])
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -41,6 +47,12 @@ class Efficiency:
         seconds = self.seconds_of + Counter({"checkpoints": self.run.checkpoint_seconds})
         total = sum(seconds.values())
         return {part: of_part / total for part, of_part in seconds.most_common()}
+
+    def seconds_for(self, steps: int) -> float:
+        """Returns how long so many more steps will take, with their validations: by the medians of those so far."""
+        validations = steps // self.run.settings.steps_between_validations
+        seconds = steps * statistics.median(self._steps)
+        return seconds + validations * (statistics.median(self._validations) if self._validations else 0.0)
 
     @property
     def memory(self) -> int:

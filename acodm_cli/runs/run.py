@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,11 +52,30 @@ class StopRequest:
     def installed(self) -> Iterator[StopRequest]:
         """Handles the signals while its block runs."""
         previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        # Python runs a handler when an operation of PyTorch has ended, which may be many seconds later. The number of the
+        # signal comes through this pipe at once.
+        arrived, arrives = os.pipe()
+        os.set_blocking(arrives, False)
+        before = signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)
+        threading.Thread(target=self._answer, args=(arrived,), daemon=True, name="signals").start()
         try:
             yield self
         finally:
+            signal.set_wakeup_fd(before)
+            os.close(arrives)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _answer(self, arrived: int) -> None:
+        """Tells the user of the first signal, in a thread of its own."""
+        with os.fdopen(arrived, "rb", buffering=0) as numbers:
+            while byte := numbers.read(1):
+                if byte[0] in STOP_SIGNALS and self.in_training:
+                    name, lost = signal.Signals(byte[0]).name, self.unsaved_steps + 1
+                    self.say(
+                        f"{name}: stopping after this step; again to stop now and lose {lost} step{'s' * (lost > 1)}"
+                    )
+                    return
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.in_training:
@@ -63,8 +84,6 @@ class StopRequest:
         if self.signal_number is not None:
             raise Interrupted("interrupted again: stopped at once; --resume continues from the last checkpoint", number)
         self.signal_number = number
-        name, lost = signal.Signals(number).name, self.unsaved_steps + 1
-        self.say(f"{name}: stopping after this step; again to stop now and lose {lost} step{'s' * (lost > 1)}")
 
 
 class Run:

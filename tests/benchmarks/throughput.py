@@ -22,13 +22,28 @@ import transformers
 from torch import nn
 
 from acodm_cli.engine.device import Compute, choose_compute
-from acodm_cli.engine.estimate import flops_per_token, matmul_flops_per_second, peak_flops_per_second
+from acodm_cli.engine.estimate import flops_per_token, peak_flops_per_second
 from acodm_cli.engine.models import build_model, model_config
 from tests.benchmarks.environment import save
 from tests.benchmarks.overhead import VOCABULARY, make_trainer
 
 # A run of some steps, which returns the seconds of each.
 Runner = Callable[[int], list[float]]
+
+
+def matmul_flops_per_second(compute: Compute, size: int = 1024) -> float:
+    """Measures the FLOPs per second of matrix products in the run's precision: the median of a few square ones."""
+    left = torch.randn(size, size, device=compute.device, dtype=compute.dtype)
+    right = torch.randn_like(left)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        product = left @ right
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize(compute.device)
+        seconds.append(time.perf_counter() - started)
+    del product
+    return 2 * size**3 / sorted(seconds)[len(seconds) // 2]
 
 
 def random_batches(options: argparse.Namespace) -> Iterator[torch.Tensor]:

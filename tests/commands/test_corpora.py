@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def test_dry_run_shows_what_the_run_would_use_and_leaves_nothing(
     out = tmp_path / "x.parquet"
     outcome = acodm("proxy-train", "--dry-run", "--steps", 4000, "--out", out, *small)
     assert outcome.code == 0
+    assert re.search(r"time: about .* for 4000 steps, by the first 4, of which nothing is kept", outcome.stderr)
     rows = {line.split()[0]: line.split() for line in outcome.stderr.splitlines() if line}
     for name in ("arithmetic", "code", "prose", "tables"):
         _, files, documents, tokens, validation, weight, epochs, *exhausted = rows[name]

@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(small: list[object], tmp_path: P
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert f"cannot write a checkpoint in {tmp_path / 'a.run'}: " in failed.stderr.splitlines()[-1]
-    assert failed.stderr.splitlines()[-1].endswith("; earlier checkpoints are kept")
+    assert failed.stderr.splitlines()[-1].endswith("; earlier ones are kept: make room and continue with --resume")
     assert {path: path.read_bytes() for path in (tmp_path / "a.run").iterdir() if path.suffix == ".pt"} == before
     assert not list((tmp_path / "a.run").glob(".*"))
     assert acodm("proxy-train", "--out", out, "--resume").code == 0
@@ -259,6 +259,11 @@ def test_keeps_as_many_checkpoints_as_asked(small: list[object], tmp_path: Path)
 def test_chaos(command: str, tmp_path: Path) -> None:
     """A short run of the script that kills a run at random moments."""
     assert chaos(command, kills=5, steps=40, seed=1, folder=tmp_path).total() >= 4
+
+
+@pytest.mark.slow
+def test_chaos_of_ranks(tmp_path: Path) -> None:
+    assert chaos("proxy-train", kills=3, steps=40, seed=2, folder=tmp_path, nproc=2).total() >= 2
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

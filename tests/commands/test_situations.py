@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from rich.console import Console
 
+from acodm_cli.corpus.preflight import DomainUse
+from acodm_cli.display.progress import TrainingDisplay
 from acodm_cli.display.style import cut
+from acodm_cli.display.summary import print_preflight
 from acodm_cli.runs.folder import RunFolder
 from acodm_cli.schedule.schedule import Schedule
+from acodm_cli.writing import why_not_written
 from tests.command_line import acodm, start_acodm
 
 
@@ -168,6 +176,71 @@ def test_a_full_disk_at_the_last_write(small: list[object], tmp_path: Path, monk
     assert outcome.code == 1
     assert "Disk quota exceeded; make room and continue with --resume" in outcome.stderr
     assert acodm("proxy-train", "--resume", "--out", out).code == 0
+
+
+def test_a_disk_without_room_is_noticed_before_training(
+    small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, usage = tmp_path / "a.parquet", shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda place: usage._replace(free=20_000_000))
+        outcome = acodm("proxy-train", "--steps", 2, "--out", out, "--save-model", tmp_path / "model", *small)
+    assert outcome.code == 4
+    # weights of 5.3 MB: three checkpoints with two moments each, and a model
+    assert outcome.stderr.splitlines()[-1] == (
+        f"error: this run needs about 53 MB of disk in {tmp_path}, and 20 MB are free; make room, or choose another place with --out"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_full_disk_lacks_is_said() -> None:
+    behind = RuntimeError("unexpected pos 64 vs 0")
+    behind.__context__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for error in (behind, RuntimeError("Error while serializing: No space left on device (os error 28)")):
+        assert re.search(
+            r"No space left on device.* \([\d,.]+ [kMG]B are free there, about 5 MB are needed\)",
+            why_not_written(error, Path(), needed=5_000_000),
+        )
+    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    assert why_not_written(quota, Path(), 5_000) == "Disk quota exceeded (about 5 kB are needed)"
+    assert why_not_written(OSError(errno.EACCES, "Permission denied"), Path(), 5) == "Permission denied"
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = acodm("proxy-train", "--cache-dir", "~no-such-user/cache", "--out", tmp_path / "a.parquet")
+    assert outcome.code == 2
+    assert "there is no place for the token cache: " in outcome.stderr
+    manifest = tmp_path / "m.toml"
+    manifest.write_text('[domains.a]\nfiles = "~no-such-user/*.txt"\n')
+    outcome = acodm("proxy-train", "--data", manifest, "--tokenizer", "x", "--out", tmp_path / "a.parquet")
+    assert outcome.code == 2
+    assert "~no-such-user" in outcome.stderr
+
+
+def test_the_answer_to_a_signal_stays_below_the_progress() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    display = TrainingDisplay(console, ["a", "b"], np.array([0.5, 0.5]), total_steps=3, first_step=0)
+    try:
+        display.say("SIGINT: stopping after this step")
+        with console.capture() as shown:
+            console.print(display)
+    finally:
+        display.close()
+    assert shown.get().rstrip().splitlines()[-1].endswith("SIGINT: stopping after this step\x1b[0m")
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_table_before_a_run_is_whole(width: int) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=width)
+    use = DomainUse("a_domain_with_a_long_name_train", 1, 2960, 1_390_000, 66_600, 0.1, 1.25, 196)
+    print_preflight(console, [use], "prior")
+    head, row, *_ = file.getvalue().splitlines()
+    assert head.split()[0] == "domain"
+    assert "runs out at" in head
+    assert row.split()[-1] == "196"
+    assert row.count("…") == (0 if width == 140 else 1)
+    assert max(len(head.rstrip()), len(row.rstrip())) <= width
 
 
 def test_where_a_model_is_not_saved(data: Path, small: list[object], tmp_path: Path) -> None:
