@@ -57,17 +57,20 @@ class TokenStore:
 
     def sequence(self, index: int, seq_len: int) -> NDArray[np.int64]:
         """The token ids of sequence `index` with T = seq_len. [T + 1]"""
-        start = index * seq_len
-        end = start + seq_len + 1
+        return self.slice(index * seq_len, seq_len + 1).astype(np.int64)
+
+    def slice(self, start: int, count: int) -> NDArray[np.integer]:
+        """The tokens [start, start + count), fewer at the end of the stream. [count]"""
+        end = min(start + count, len(self))
         if len(self.parts) == 1:
-            return self.parts[0][start:end].astype(np.int64)
+            return self.parts[0][start:end]
         first = int(np.searchsorted(self.starts, start, "right")) - 1
         pieces = []
         while first < len(self.parts) and self.starts[first] < end:
             offset = self.starts[first]
             pieces.append(self.parts[first][max(0, start - offset) : end - offset])
             first += 1
-        return np.concatenate(pieces).astype(np.int64)
+        return np.concatenate(pieces) if pieces else self.parts[0][:0]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from acodm_cli.errors import AcodmError, UsageError
 from acodm_cli.writing import in_short
@@ -16,6 +20,7 @@ from acodm_cli.writing import in_short
 # What ends documents if the tokenizer's own configuration does not say it; the first that the vocabulary has.
 END_OF_DOCUMENT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 _CONFIGURATIONS = ("tokenizer_config.json", "special_tokens_map.json")
+_ONE_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _LARGEST_CONFIGURATION = 1 << 26
 # Tokenizers in forms that cannot be loaded without other packages, by the files that they consist of.
 _OTHER_FORMS = {
@@ -40,6 +45,27 @@ class Tokenizer:
     def padded_vocab_size(self) -> int:
         """The vocabulary size rounded up to a multiple of 128, as GPT-NeoX does: 50,277 tokens become 50,304 rows."""
         return -(-self.vocab_size // 128) * 128
+
+    @cached_property
+    def token_bytes_V(self) -> NDArray[np.int64]:
+        """The bytes of text that each token stands for; none for special tokens. [V]
+
+        These are the bytes after the tokenizer's own normalisation. Tokens of byte-level tokenizers have a character per byte;
+        others write spaces as a bar, and single bytes as <0xNN>."""
+        definition = json.loads(self.backend.to_str())
+        special = {each["id"] for each in definition.get("added_tokens", []) if each.get("special")}
+        added = {each["id"] for each in definition.get("added_tokens", [])}
+        byte_level = '"ByteLevel"' in json.dumps([definition.get("pre_tokenizer"), definition.get("decoder")])
+        sizes_V = np.zeros(self.vocab_size, np.int64)
+        for token, number in self.backend.get_vocab(with_added_tokens=True).items():
+            if number in special or number == self.end_of_document:
+                continue
+            if number in added or not byte_level:
+                one_byte = _ONE_BYTE.fullmatch(token) is not None
+                sizes_V[number] = 1 if one_byte else len(token.replace("\u2581", " ").encode(errors="replace"))
+            else:
+                sizes_V[number] = len(token)
+        return sizes_V
 
     @property
     def end_text(self) -> str:

@@ -71,10 +71,11 @@ class TrainSettings:
     """Pass over this many steps whose loss or gradient is not finite, before the run stops."""
 
     validate_every: int | None = setting(None, least=1)
-    """The number of steps between validations. Default: a tenth of the run."""
+    """The number of steps between validations. Default: a tenth of the run, more in a very short one."""
 
-    validation_sequences: int = setting(16, least=1)
-    """The number of validation sequences per domain."""
+    validation_sequences: int | None = setting(None, least=1)
+    """The number of validation sequences per domain or target, spread evenly over its text. Default: what a tenth of the run's
+    time allows, at most 1024."""
 
     max_epochs: float | None = setting(None, least=0.01, panel="Corpus")
     """Never repeat a domain more often than this; its weight goes to the others."""
@@ -83,8 +84,3 @@ class TrainSettings:
     def tokens_per_step(self) -> int:
         """The number of predicted tokens in a global batch."""
         return self.batch * self.seq_len
-
-    @property
-    def steps_between_validations(self) -> int:
-        """The number of steps between validations: `validate_every`, or a tenth of the run if it is not given."""
-        return self.validate_every or max(1, self.steps // 10)

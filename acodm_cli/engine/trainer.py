@@ -34,10 +34,11 @@ from torch.distributed.checkpoint.state_dict import (
 from acodm_cli.alignment.gram import interaction_energy, self_magnitude
 from acodm_cli.alignment.probe import GradientProbe
 from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.corpus.held_out import validation_texts, validation_windows
 from acodm_cli.corpus.sampler import Batch, Sampler
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks, gradients_stay_here, parallelised, whole
-from acodm_cli.engine.evaluate import validation_losses
+from acodm_cli.engine.evaluate import Measured, measure, plan_validation
 from acodm_cli.engine.loss import CausalLoss
 from acodm_cli.engine.models import transformer_blocks
 from acodm_cli.engine.norms import NormReader
@@ -53,8 +54,8 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 @dataclass(frozen=True)
 class StepEvent:
     """One finished step. step: its number, from 1. tokens: the predicted tokens so far, this step included. weights_K:
-    the executed weights. losses_K: in nats, NaN for a domain that was not drawn. validation_K: the losses after the
-    step, None if not due. interaction_energy, self_energy: NaN without a Gram matrix. seconds_of: the wall time of each
+    the executed weights. losses_K: in nats, NaN for a domain that was not drawn. validation: what was measured on held-out
+    text after the step, None if not due. interaction_energy, self_energy: NaN without a Gram matrix. seconds_of: the wall time of each
     part: batch, model, mixer, validation. report: what the mixer says, on the first rank only."""
 
     step: int
@@ -68,8 +69,13 @@ class StepEvent:
     interaction_energy: float
     self_energy: float
     report: Report
-    validation_K: Array | None
+    validation: Measured | None
     seconds_of: dict[str, float]
+
+    @property
+    def validation_K(self) -> Array | None:
+        """The validation losses of the domains in nats, None if validation was not due. [K]"""
+        return None if self.validation is None else self.validation.losses_J[: len(self.weights_K)]
 
     @property
     def seconds(self) -> float:
@@ -116,6 +122,9 @@ class Trainer:
         self.probe = probe
         self.reference = CausalLoss(reference.eval().requires_grad_(False)) if reference else None
         self.norms = NormReader(model, mixer.depths)
+        windows = validation_windows(corpus, settings.seq_len)
+        self.validate_every, rows_K = plan_validation(settings, list(map(len, windows)))
+        self.texts = validation_texts(corpus, windows, rows_K)
         self.step = 0
         self.skipped = 0
         self.observation = self._first_observation()
@@ -160,7 +169,7 @@ class Trainer:
                     Feedback(previous, weights_K, samples_K, gram_KK, self_K, excess_K, self.observation)
                 )
             clock.lap("mixer")
-            validation_K = self._validate_if_due()
+            validation = self._validate_if_due()
             clock.lap("validation")
             yield StepEvent(
                 step=self.step,
@@ -174,7 +183,7 @@ class Trainer:
                 interaction_energy=math.nan if gram_KK is None else interaction_energy(gram_KK, weights_K),
                 self_energy=math.nan if self_K is None else self_magnitude(self_K, weights_K),
                 report=report,
-                validation_K=validation_K,
+                validation=validation,
                 seconds_of=clock.seconds_of,
             )
 
@@ -276,18 +285,15 @@ class Trainer:
             f"{gradient_norm:.3g}); pass over it with --resume --skip-nonfinite, or start over with --force and a lower --lr"
         )
 
-    def _validate_if_due(self) -> Array | None:
+    def _validate_if_due(self) -> Measured | None:
         """Validates after the first step (where the run starts from), at intervals, and after the last step."""
-        settings = self.settings
-        if self.step != 1 and self.step % settings.steps_between_validations and self.step != settings.steps:
+        if self.step != 1 and self.step % self.validate_every and self.step != self.settings.steps:
             return None
-        return self.validate(settings.validation_sequences)
+        return self.validate()
 
-    def validate(self, max_sequences: int) -> Array:
-        """Returns the validation loss of each domain in nats. [K]"""
-        return validation_losses(
-            self.loss, self.corpus, self.settings.seq_len, max_sequences, self._micro_batch, self.compute, self.ranks
-        )
+    def validate(self) -> Measured:
+        """Returns what the model's losses on the held-out texts are: those of the domains, then those of targets."""
+        return measure(self.loss, self.texts, self._micro_batch, self.compute, self.ranks)
 
     # Observations
 

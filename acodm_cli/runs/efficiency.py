@@ -50,7 +50,7 @@ class Efficiency:
 
     def seconds_for(self, steps: int) -> float:
         """Returns how long so many more steps will take, with their validations: by the medians of those so far."""
-        validations = steps // self.run.settings.steps_between_validations
+        validations = steps // self.run.trainer.validate_every
         seconds = steps * statistics.median(self._steps)
         return seconds + validations * (statistics.median(self._validations) if self._validations else 0.0)
 

@@ -53,6 +53,7 @@ class Recorder:
             "interaction_energy": event.interaction_energy,
             "self_energy": event.self_energy,
             "entropy": float(entropy(event.weights_K)),
+            **self._measured(event),
             **event.report.metrics,
         }
         for name, value in row.items():
@@ -63,6 +64,16 @@ class Recorder:
             value = row.get(name)
             values.append(self._missing(name) if value is None else value)
         self._add_phase(event.report.phase, event.step)
+
+    def _measured(self, event: StepEvent) -> dict[str, Any]:
+        """Returns what validation measured besides losses, by column."""
+        if event.validation is None:
+            return {}
+        of_domains = slice(len(self.domains))
+        return {
+            "validation_standard_error": event.validation.errors_J[of_domains],
+            "validation_bits_per_byte": event.validation.bits_J[of_domains],
+        }
 
     def close(self) -> None:
         """There is nothing to close."""

@@ -276,7 +276,7 @@ class Run:
             "prior": dict(zip(self.corpus.names, self.prior_K.tolist(), strict=True)),
             "mixer": {"name": self.mixer.name, "settings": self.mixer.settings()},
             "alignment": s.alignment_info() if self.mixer.needs_gram else None,
-            "validation_sequences": s.validation_sequences,
+            "validation_sequences": max(map(len, self.trainer.texts)),
             "tokenizer": {
                 "name": tokenizer.name,
                 "fingerprint": tokenizer.fingerprint,

@@ -56,7 +56,7 @@ def branch(trainer: Trainer, state: dict[str, Any], weights_K: Array, steps: int
     run = trainer.steps()
     for _ in range(steps):
         next(run)
-    return trainer.validate(trainer.settings.validation_sequences)
+    return trainer.validate().losses_J
 
 
 def measure(trainer: Trainer, state: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

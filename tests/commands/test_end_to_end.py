@@ -12,6 +12,9 @@ import tokenizers
 import torch
 import transformers
 
+from acodm_cli.corpus.corpus import open_corpus
+from acodm_cli.corpus.held_out import HeldOutText, validation_texts, validation_windows
+from acodm_cli.corpus.settings import CorpusSettings
 from acodm_cli.schedule.schedule import Schedule
 from tests.command_line import acodm, contents
 
@@ -39,23 +42,35 @@ def test_the_next_command_is_printed_and_complete(small: list[object], tmp_path:
     assert Path(use[4]) == small[3]
 
 
-def independent_validation_loss(model_folder: Path, data: Path, seq_len: int, sequences: int) -> float:
-    """Unweighted mean over domains, with transformers and tokenizers alone."""
+def independent_validation(model_folder: Path, data: Path, texts: list[HeldOutText]) -> tuple[list[float], list[float]]:
+    """Losses and bits per byte of domains, with transformers and tokenizers alone. texts: which windows were validated."""
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
-    losses = []
-    for domain in sorted(path.name for path in data.iterdir()):
-        file = next((data / domain).glob("validation.*"))
-        frame = pd.read_json(file, lines=True)
+    losses, bits = [], []
+    for text in texts:
+        frame = pd.read_json(next((data / text.name).glob("validation.*")), lines=True)
         stream: list[int] = []
-        for text in frame["text"]:
-            stream += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-        count = min((len(stream) - 1) // seq_len, sequences)
-        windows = torch.tensor([stream[k * seq_len : k * seq_len + seq_len + 1] for k in range(count)])
+        sizes: list[int] = []
+        for document in frame["text"]:
+            encoded = tokenizer(document, return_offsets_mapping=True)
+            stream += [*encoded["input_ids"], tokenizer.eos_token_id]
+            sizes += [*(len(document[a:b].encode()) for a, b in encoded["offset_mapping"]), 0]
+        seq_len = text.tokens_NU.shape[1] - 1
+        starts = [stream_start(stream, row.tolist()) for row in text.tokens_NU]
+        assert len(set(starts)) == len(starts)
+        windows = torch.tensor([stream[start : start + seq_len + 1] for start in starts])
         with torch.no_grad():
             logits = model(windows[:, :-1]).logits
-        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item())
-    return float(np.mean(losses))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item()
+        size = sum(sum(sizes[start + 1 : start + seq_len + 1]) for start in starts)
+        losses.append(loss)
+        bits.append(loss * len(starts) * seq_len / math.log(2) / size)
+    return losses, bits
+
+
+def stream_start(stream: list[int], window: list[int]) -> int:
+    places = range(len(stream) - len(window) + 1)
+    return next(start for start in places if stream[start : start + len(window)] == window)
 
 
 @pytest.mark.parametrize("mode", ["auto", "policy", "replay", "online", "no schedule"])
@@ -76,8 +91,11 @@ def test_apply(mode: str, proxy: Path, small: list[object], data: Path, tmp_path
         assert np.allclose(record.weights_SK, (planned[0::2] + planned[1::2]) / 2, atol=1e-6)
 
     reported = float(record.per_domain["validation_loss"][-1].mean())
-    again = independent_validation_loss(tmp_path / "record.model", data, seq_len=32, sequences=4)
-    assert again == pytest.approx(reported, abs=1e-3)
+    corpus = open_corpus(CorpusSettings(data=str(small[1]), tokenizer=str(small[3]), cache_dir=str(small[5])))
+    texts = validation_texts(corpus, validation_windows(corpus, 32), [4] * 4)
+    losses, bits = independent_validation(tmp_path / "record.model", data, texts)
+    assert np.mean(losses) == pytest.approx(reported, abs=1e-3)
+    assert record.per_domain["validation_bits_per_byte"][-1] == pytest.approx(bits, rel=1e-4)
     assert f"{reported:.4f}" in outcome.stderr
 
 

@@ -1,0 +1,146 @@
+"""Text that is never trained on, as sequences: the validation text of a domain, or a target's.
+
+A validation split is cut into blocks at the ends of documents. Three of four are the *report* part, on which losses are
+reported; the others are the *guide* part, which a reward may see. No document is in both. Windows are taken evenly over a
+part, by the golden ratio: the first n windows are spread over all of it for every n, so runs of all sizes measure on the
+same text.
+
+Shape letters: N sequences, T positions, U = T + 1, D documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.corpus.token_store import TokenStore
+
+Part = Literal["report", "guide"]
+# A split with fewer windows has no guide part.
+LEAST_WINDOWS = 8
+_MOST_BLOCKS = 64
+_GUIDE_EVERY = 4
+# How far the end of a document is looked for, and how far one reaches at most in the count of documents.
+_LOOK = 1 << 20
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """Sequences of one domain or target that are never trained on.
+
+    tokens_NU: int32. counted_NT: whether the loss of the label tokens_NU[:, 1:] counts; at least one does. documents_NT: the
+    number of the document that the label belongs to, from 0. bytes: how many bytes of text the counted labels stand for."""
+
+    name: str
+    tokens_NU: NDArray[np.int32]
+    counted_NT: NDArray[np.bool_]
+    documents_NT: NDArray[np.int32]
+    bytes: int
+
+    def __len__(self) -> int:
+        return len(self.tokens_NU)
+
+    @property
+    def tokens_D(self) -> NDArray[np.int64]:
+        """The number of counted labels per document. [D]"""
+        return np.bincount(self.documents_NT[self.counted_NT])
+
+    def first(self, count: int, bytes_V: NDArray[np.int64]) -> HeldOutText:
+        """Returns the first so many sequences of this text. bytes_V: the bytes of each token of the vocabulary."""
+        return make_text(self.name, self.tokens_NU[:count], self.counted_NT[:count], self.documents_NT[:count], bytes_V)
+
+
+def make_text(
+    name: str,
+    tokens_NU: NDArray[np.int32],
+    counted_NT: NDArray[np.bool_],
+    documents_NT: NDArray[np.int32],
+    bytes_V: NDArray[np.int64],
+) -> HeldOutText:
+    """Returns a text with its documents numbered anew and its bytes counted. bytes_V: the bytes of each token."""
+    _, numbers = np.unique(documents_NT, return_inverse=True)
+    size = int(bytes_V[tokens_NU[:, 1:][counted_NT]].sum())
+    return HeldOutText(name, tokens_NU, counted_NT, numbers.reshape(documents_NT.shape).astype(np.int32), size)
+
+
+class Windows:
+    """The windows of T + 1 tokens of one part of a validation split, each shifted by T from the last.
+
+    starts_N of all of them are not kept, because a split may be large: they are computed from the blocks."""
+
+    def __init__(self, store: TokenStore, seq_len: int, end_of_document: int, part: Part) -> None:
+        self.store, self.seq_len, self.end = store, seq_len, end_of_document
+        whole = store.num_sequences(seq_len)
+        count = min(_MOST_BLOCKS, whole // 2) if whole >= LEAST_WINDOWS else 1
+        borders = [0, *(self._document_start(len(store) * i // count) for i in range(1, count)), len(store)]
+        guide = {block for block in range(count) if block % _GUIDE_EVERY == 1}
+        mine = guide if part == "guide" else set(range(count)) - guide
+        blocks = [(borders[block], borders[block + 1]) for block in sorted(mine)]
+        self.blocks = [(start, number) for start, stop in blocks if (number := max(0, stop - start - 1) // seq_len)]
+        self.ends = np.cumsum([number for _, number in self.blocks])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.blocks else 0
+
+    def _document_start(self, position: int) -> int:
+        """Returns where the first document after a position begins, the position itself if that is far."""
+        tokens = self.store.slice(position, min(_LOOK, len(self.store) - position))
+        found = np.flatnonzero(tokens == self.end)
+        return position + int(found[0]) + 1 if len(found) else position
+
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Returns the starts of `count` windows that are spread evenly over the part, in order. [N]"""
+        total = len(self)
+        if count >= total:
+            chosen = np.arange(total)
+        else:
+            tried = np.arange(2 * count + 8)
+            while len(chosen := _first_distinct(((tried + 0.5) * _GOLDEN % 1 * total).astype(np.int64), count)) < count:
+                tried = np.arange(2 * len(tried))
+        chosen.sort()
+        block = np.searchsorted(self.ends, chosen, "right")
+        starts = np.array([start for start, _ in self.blocks])[block]
+        return starts + (chosen - np.concatenate([[0], self.ends])[block]) * self.seq_len
+
+    def text(self, name: str, count: int, bytes_V: NDArray[np.int64]) -> HeldOutText:
+        """Returns `count` windows, spread evenly, or all if there are fewer. bytes_V: the bytes of each token."""
+        starts_N = self.spread(count)
+        tokens_NU = np.stack([self.store.slice(int(start), self.seq_len + 1) for start in starts_N]).astype(np.int32)
+        ends_NT = (tokens_NU[:, :-1] == self.end).cumsum(axis=1)
+        first_N = self._documents_before(starts_N)
+        return make_text(
+            name, tokens_NU, np.ones(ends_NT.shape, bool), (first_N[:, None] + ends_NT).astype(np.int32), bytes_V
+        )
+
+    def _documents_before(self, starts_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the number of documents that end between the first window and each. Where windows are far apart, only
+        so many tokens are looked at: they are then of different documents all the same. [N]"""
+        ended = [0]
+        for before, start in zip(starts_N[:-1].tolist(), starts_N[1:].tolist(), strict=True):
+            near = self.store.slice(before, min(start - before, _LOOK))
+            ended.append(int((near == self.end).sum()) + (start - before > _LOOK) * self.seq_len)
+        return np.cumsum(ended)
+
+
+def _first_distinct(values: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Returns the first `count` different values, in the order in which they come, or all if there are fewer."""
+    _, first = np.unique(values, return_index=True)
+    return values[np.sort(first)[:count]]
+
+
+def validation_windows(corpus: Corpus, seq_len: int, part: Part = "report") -> list[Windows]:
+    """Returns the windows of a part of each domain's validation text, in the order of the domains."""
+    end = corpus.tokenizer.end_of_document
+    return [Windows(domain.validation, seq_len, end, part) for domain in corpus.domains]
+
+
+def validation_texts(corpus: Corpus, windows: Sequence[Windows], rows_K: Sequence[int]) -> list[HeldOutText]:
+    """Returns so many sequences of each domain's validation text. windows: those of the domains."""
+    bytes_V = corpus.tokenizer.token_bytes_V
+    return [each.text(name, rows, bytes_V) for name, each, rows in zip(corpus.names, windows, rows_K, strict=True)]
