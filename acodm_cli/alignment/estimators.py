@@ -12,16 +12,21 @@ from acodm_cli.alignment.sketch import SketchProbe
 
 
 def make_probe(
-    model: nn.Module, num_domains: int, settings: AlignmentSettings, seed: int, device: torch.device | None = None
+    model: nn.Module,
+    num_domains: int,
+    settings: AlignmentSettings,
+    seed: int,
+    device: torch.device | None = None,
+    num_guides: int = 0,
 ) -> GradientProbe:
     """Makes a probe of the layers that the settings select. device: where the model will compute, None for where its
-    weights are now.
+    weights are now. num_guides: how many guides there may be.
 
     Raises:
         UsageError: the settings select no layer.
     """
     layers = select_layers(model, settings.alignment_layers)
     if settings.alignment == "exact":
-        return ExactProbe(layers, num_domains, halves=True, device=device)
+        return ExactProbe(layers, num_domains, halves=True, device=device, num_guides=num_guides)
     size, rotation = settings.alignment_size, settings.alignment_rotation
-    return SketchProbe(layers, num_domains, True, seed, size, rotation, device)
+    return SketchProbe(layers, num_domains, True, seed, size, rotation, device, num_guides)

@@ -74,12 +74,14 @@ class DomainGradients:
     """What a step's gradients say about the domains; g_i is the gradient of domain i's mean token loss.
 
     gram_KK: H_ij = ⟨g_i, g_j⟩ of this batch, with zero rows and columns for absent domains. Its diagonal holds ‖g_i‖²
-    and the sampling noise of the batch. self_K: ‖g_i‖² without the noise, NaN where it cannot be had. Both are float64,
-    on the host.
+    and the sampling noise of the batch. self_K: ‖g_i‖² without the noise, NaN where it cannot be had. guide_KJ: ⟨g_i, g_j⟩ with
+    the gradients of J guides, which are no part of the batch; NaN where the domain or the guide is absent. All are float64, on
+    the host.
     """
 
     gram_KK: Tensor
     self_K: Tensor
+    guide_KJ: Tensor
 
 
 class LayerWatch(ABC):
@@ -140,21 +142,30 @@ class GradientProbe(ABC):
     passes of Σ_t ce_t / N over the N predicted tokens of the step; call `finish` once. At other times (as in
     validation), the probe does nothing. With data-parallel ranks, every rank starts with the same global batch, begins
     its own rows, and finishes with one all-reduce.
+
+    A step may have a guide pass: sequences that follow the batch's, whose loss is differentiated by the virtual copies
+    alone (`leaves`). Each guide has a group of its own, and its gradient meets those of the domains in the Gram matrix.
     """
 
     # Whether the watched layers must run their own forward pass, the unembedding included.
     reads_whole_gradients: bool
 
     def __init__(
-        self, layers: dict[str, Layer], num_domains: int, halves: bool, device: torch.device | None = None
+        self,
+        layers: dict[str, Layer],
+        num_domains: int,
+        halves: bool,
+        device: torch.device | None = None,
+        num_guides: int = 0,
     ) -> None:
         """halves: whether every domain's sequences are split into two groups, for an unbiased ‖g_i‖². device: where the
-        model will compute, None for where its weights are now."""
+        model will compute, None for where its weights are now. num_guides: J, how many guides there may be."""
         assert layers
         assert num_domains > 0
         self.layers = layers
         self.num_domains = num_domains
         self.halves = 2 if halves else 1
+        self.num_guides = num_guides
         weights = {name: layer.weight for name, layer in layers.items()}
         self.device = device or next(iter(weights.values())).device
         # The first layer that holds a weight owns its virtual copies.
@@ -195,22 +206,35 @@ class GradientProbe(ABC):
 
     def bytes_needed(self, batch: int) -> int:
         """The bytes that the virtual copies' gradients take for a global batch of so many sequences."""
-        groups = min(batch, self.num_domains * self.halves)
+        groups = min(batch, self.num_domains * self.halves) + self.num_guides
         shapes = [self.virtual_shape(shape) for shape in self.shapes.values()]
         return 4 * groups * sum(rows * columns for rows, columns in shapes)
 
-    def start(self, step: int, domains_B: Tensor, tokens_B: Tensor) -> None:
+    def start(
+        self,
+        step: int,
+        domains_B: Tensor,
+        tokens_B: Tensor,
+        guides_R: Tensor | None = None,
+        guide_tokens_R: Tensor | None = None,
+    ) -> None:
         """Begins a step. domains_B: the domain of each sequence of the global batch. tokens_B: its predicted tokens.
-        Both are int64, on the host. The sequences of a domain go to its halves in turn."""
+        guides_R, guide_tokens_R: the guide of each sequence of the guide pass, and its predicted tokens; None without one. All
+        are int64, on the host. The sequences of a domain go to its halves in turn."""
         seen_K = [0] * self.num_domains
         groups = []
         for domain in domains_B.tolist():
             groups.append(domain * self.halves + seen_K[domain] % self.halves)
             seen_K[domain] += 1
+        num_groups = self.num_domains * self.halves
         groups_B = torch.tensor(groups)
-        self.tokens_G = torch.zeros(self.num_domains * self.halves, dtype=torch.int64).index_add_(0, groups_B, tokens_B)
+        if guides_R is not None:
+            assert guide_tokens_R is not None
+            groups_B = torch.cat([groups_B, guides_R + num_groups])
+            tokens_B = torch.cat([tokens_B, guide_tokens_R])
+        self.tokens_G = torch.zeros(num_groups + self.num_guides, dtype=torch.int64).index_add_(0, groups_B, tokens_B)
         self.present_n, self._slots_of_batch_B = groups_B.unique(return_inverse=True)
-        capacity = min(len(domains_B), self.num_domains * self.halves)
+        capacity = min(len(domains_B), num_groups) + self.num_guides
         if capacity != self.capacity:
             self.capacity = capacity
             # One zero is expanded to a leaf of the right shape, which takes no memory.
@@ -228,6 +252,10 @@ class GradientProbe(ABC):
         for name, watch in self.watches.items():
             watch.active = self.owner[name] in self.watched
             watch.virtual, watch.slots_B, watch.seq_len = self.virtual[self.owner[name]], self.slots_B, seq_len
+
+    def leaves(self) -> list[Tensor]:
+        """The virtual copies that are watched in this step, by which a guide pass is differentiated."""
+        return [self.virtual[name] for name in self.shapes if name in self.watched]
 
     def finish(self) -> DomainGradients:
         """Ends the step and returns its gradients. It waits for the device."""
@@ -249,7 +277,7 @@ class GradientProbe(ABC):
         gram_GG = torch.zeros(num_groups, num_groups, dtype=torch.float64)
         rows_n1 = self.present_n[:, None]
         gram_GG[rows_n1, self.present_n] = gram_nn[:present, :present].double()
-        return domain_gradients(gram_GG, self.tokens_G.double(), self.halves)
+        return domain_gradients(gram_GG, self.tokens_G.double(), self.halves, self.num_guides)
 
     def _sums(self) -> dict[str, Tensor]:
         """Returns, for each watched weight, what each present group contributes to its gradient. [n, P]"""
@@ -279,23 +307,30 @@ def _shape(weight: Tensor) -> tuple[int, int]:
     return rows, columns
 
 
-def domain_gradients(gram_GG: Tensor, tokens_G: Tensor, halves: int) -> DomainGradients:
+def domain_gradients(gram_GG: Tensor, tokens_G: Tensor, halves: int, num_guides: int = 0) -> DomainGradients:
     """Goes from groups to domains, and from shares of the step's loss to the mean loss of each domain.
 
     gram_GG: the Gram matrix of the groups' contributions S_g to the gradient of Σ_t ce_t / N. tokens_G: the predicted
-    tokens N_g of each group; N is their sum. Then g_i = N/N_i Σ_{g∈i} S_g. With two halves a and b of a domain's
-    sequences, drawn independently, E⟨g_a, g_b⟩ = ‖E g_i‖², whereas E⟨g_i, g_i⟩ also holds the variance of g_i.
+    tokens N_g of each group; the last `num_guides` are guides, and N is the sum of the others. Then g_i = N/N_i Σ_{g∈i} S_g.
+    With two halves a and b of a domain's sequences, drawn independently, E⟨g_a, g_b⟩ = ‖E g_i‖², whereas E⟨g_i, g_i⟩ also
+    holds the variance of g_i.
     """
+    of_batch = len(tokens_G) - num_guides
+    guide_GJ, tokens_J = gram_GG[:of_batch, of_batch:], tokens_G[of_batch:]
+    gram_GG, tokens_G = gram_GG[:of_batch, :of_batch], tokens_G[:of_batch]
     num_domains = len(tokens_G) // halves
     total = tokens_G.sum()
-    blocks_KhKh = gram_GG.view(num_domains, halves, num_domains, halves)
+    blocks_KhKh = gram_GG.reshape(num_domains, halves, num_domains, halves)
     scale_K = _inverse(tokens_G.view(num_domains, halves).sum(1)) * total
+    scale_KJ = scale_K[:, None] * _inverse(tokens_J) * total
+    guide_KJ = guide_GJ.reshape(num_domains, halves, num_guides).sum(1) * scale_KJ
+    guide_KJ = torch.where(scale_KJ > 0, guide_KJ, torch.nan)
     gram_KK = blocks_KhKh.sum((1, 3)) * scale_K[:, None] * scale_K[None, :]
     if halves == 1:
-        return DomainGradients(gram_KK, torch.full_like(scale_K, torch.nan))
+        return DomainGradients(gram_KK, torch.full_like(scale_K, torch.nan), guide_KJ)
     scale_Kh = _inverse(tokens_G.view(num_domains, halves)) * total
     cross_K = blocks_KhKh[:, 0, :, 1].diagonal() * scale_Kh.prod(1)
-    return DomainGradients(gram_KK, torch.where(scale_Kh.prod(1) > 0, cross_K, torch.nan))
+    return DomainGradients(gram_KK, torch.where(scale_Kh.prod(1) > 0, cross_K, torch.nan), guide_KJ)
 
 
 def _inverse(count: Tensor) -> Tensor:

@@ -103,12 +103,13 @@ class SketchProbe(GradientProbe):
         size: int = 64,
         rotation: int = 1,
         device: torch.device | None = None,
+        num_guides: int = 0,
     ) -> None:
         """seed: decides signs and order. size: the features kept per side of a weight (p and q). rotation: one
         transformer block in so many is looked at per step. The other arguments are those of `GradientProbe`."""
         self.size, self.rotation = size, rotation
         self.seed = seed
-        super().__init__(layers, num_domains, halves, device)
+        super().__init__(layers, num_domains, halves, device, num_guides)
         self.signs = torch.Generator(self.device)
         # The signs of all weights' two sides are drawn as one vector per step.
         self._sides = [(name, side) for name in self.shapes for side in (0, 1)]
@@ -123,8 +124,15 @@ class SketchProbe(GradientProbe):
     def importance(self, name: str) -> float:
         return 1.0 if self._block[name] is None else float(self.rotation)
 
-    def start(self, step: int, domains_B: Tensor, tokens_B: Tensor) -> None:
-        super().start(step, domains_B, tokens_B)
+    def start(
+        self,
+        step: int,
+        domains_B: Tensor,
+        tokens_B: Tensor,
+        guides_R: Tensor | None = None,
+        guide_tokens_R: Tensor | None = None,
+    ) -> None:
+        super().start(step, domains_B, tokens_B, guides_R, guide_tokens_R)
         blocks = self._blocks_of(step)
         self.watched = {name for name, block in self._block.items() if block is None or block in blocks}
         self.signs.manual_seed(self._seed_of(step))

@@ -16,7 +16,7 @@ from acodm_cli.corpus.embedded import embedded_corpus
 from acodm_cli.corpus.files import Account
 from acodm_cli.corpus.readers import PLAIN, Fields, is_unicode
 from acodm_cli.corpus.settings import CorpusSettings
-from acodm_cli.corpus.sources import CorpusPlan, plan_corpus
+from acodm_cli.corpus.sources import CorpusPlan, TargetPlan, plan_corpus
 from acodm_cli.corpus.store_writer import OnProgress
 from acodm_cli.corpus.token_store import DomainStore, open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
@@ -31,7 +31,7 @@ class Corpus:
     name: the name that people see. domains: in the order of every [K] in a run. weights: the prior weight of each
     domain as the manifest gives it, not normalised; empty if it gives none. upsampling: how often the tokens of a
     domain count; they count once if the domain is not named. account: what became of files that are not read. bad: how
-    many records were left out. warnings: what the user should know."""
+    many records were left out. warnings: what the user should know. targets: those that the manifest names."""
 
     name: str
     tokenizer: Tokenizer
@@ -41,6 +41,7 @@ class Corpus:
     account: Account = field(default_factory=Account)
     bad: int = 0
     warnings: list[str] = field(default_factory=list)
+    targets: list[TargetPlan] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -169,7 +170,9 @@ def open_corpus(
         warnings.append(f"files without any document: {few(list(map(str, fruitless)))} ({len(fruitless)})")
     if blank:
         warnings.append(f"domains left out, because none of their documents has text: {', '.join(blank[:5])}")
-    return Corpus(plan.name, tokenizer, domains, plan.weights, plan.upsampling, plan.account, bad, warnings)
+    return Corpus(
+        plan.name, tokenizer, domains, plan.weights, plan.upsampling, plan.account, bad, warnings, plan.targets
+    )
 
 
 def _check_domains(plan: CorpusPlan, domains: list[DomainStore]) -> None:

@@ -38,10 +38,12 @@ _POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 @dataclass(frozen=True)
 class Fields:
     """The fields of a record. text: the field with the document's text. domain: the field with the name of its domain,
-    None if the whole file belongs to one domain. Dots lead into nested records, also where they are kept as JSON text."""
+    None if the whole file belongs to one domain. prompt: the field with what the text answers, None if it answers nothing.
+    Dots lead into nested records, also where they are kept as JSON text."""
 
     text: str = "text"
     domain: str | None = None
+    prompt: str | None = None
 
 
 PLAIN = Fields()
@@ -49,10 +51,11 @@ PLAIN = Fields()
 
 @dataclass(frozen=True)
 class Document:
-    """One document. domain: the name of its domain, None if it was not asked for."""
+    """One document. domain: the name of its domain, None if it was not asked for. prompt: what the text answers."""
 
     text: str
     domain: str | None
+    prompt: str = ""
 
 
 class BadRecord(Exception):
@@ -115,10 +118,13 @@ def document_of(record: Any, fields: Fields, labels: list[str] | None = None) ->
         domain = _domain_name(value, labels)
         if domain is None:
             raise BadRecord(f'no domain in field "{fields.domain}", {_what(record, value)}', "every record needs one")
-    for what, value in (("text", text), ("domain", domain or "")):
+    prompt = "" if fields.prompt is None else _field(record, fields.prompt)
+    if not isinstance(prompt, str):
+        raise BadRecord(f'no text in field "{fields.prompt}", {_what(record, prompt)}', "every record needs one")
+    for what, value in (("text", text), ("domain", domain or ""), ("prompt", prompt)):
         if not value.isascii() and not is_unicode(value):
             raise BadRecord(f"its {what} holds half a surrogate pair")
-    return Document(text, domain)
+    return Document(text, domain, prompt)
 
 
 def _domain_name(value: Any, labels: list[str] | None) -> str | None:
@@ -266,8 +272,8 @@ def _without_mark(path: Path, stream: IO[bytes]) -> IO[bytes]:
 
 def _read_text(path: Path, stream: IO[bytes], fields: Fields) -> Iterator[Item]:
     """Yields the whole file as one document."""
-    if fields.domain is not None:
-        raise UsageError(f"{path}: a text file has no field {fields.domain!r}; use .jsonl or .parquet")
+    if (asked := fields.domain or fields.prompt) is not None:
+        raise UsageError(f"{path}: a text file has no field {asked!r}; use .jsonl or .parquet")
     data = stream.read(MAX_TEXT_BYTES + 1)
     try:
         if len(data) > MAX_TEXT_BYTES:
@@ -416,14 +422,13 @@ def _labels(schema: pa.Schema, fields: Fields) -> list[str] | None:
 def _columns(where: str, names: list[str], fields: Fields) -> list[str]:
     """Returns the columns that hold the fields; no other column is read."""
     wanted = []
-    for field_name in (fields.text, fields.domain):
+    for field_name in (fields.text, fields.domain, fields.prompt):
         if field_name is not None:
             column = field_name if field_name in names else field_name.split(".")[0]
             if column not in names:
-                option = "--text-field" if field_name == fields.text else "--domain-field"
-                raise UsageError(
-                    f'{where}: no column "{column}"; its columns are {", ".join(names)} ({option} names another)'
-                )
+                options = {fields.text: "--text-field", fields.domain: "--domain-field"}
+                hint = f" ({options[field_name]} names another)" if field_name in options and not fields.prompt else ""
+                raise UsageError(f'{where}: no column "{column}"; its columns are {", ".join(names)}{hint}')
             wanted.append(column)
     return list(dict.fromkeys(wanted))
 

@@ -3,9 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from acodm_cli.settings import setting
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """What the model should become good at, besides or instead of the mean over domains."""
+
+    PANEL: ClassVar = "Targets"
+
+    target: tuple[str, ...] = setting(())
+    """Text that the model should become good at: NAME=PATH or PATH, a file or folder of text, JSONL or Parquet. The option may be
+    given several times. It is never trained on: one half guides the mixture, losses are reported on the other."""
+
+    target_weight: dict[str, str] | None = setting(None)
+    """How much a target counts beside the others: NAME=2. Default: 1."""
+
+    target_balance: Literal["sum", "robust"] = "sum"
+    """sum: the weighted sum of the targets' losses; robust: those that improve least count more."""
+
+    target_text_field: str | None = setting(None)
+    """The field with the text of a target's records, or with the answer if there are prompts. Default: --text-field."""
+
+    target_prompt_field: str | None = setting(None)
+    """The field with the prompt of a target's records. Then only the tokens of the answer count."""
+
+    guide_every: int = setting(8, least=1)
+    """The number of steps between looks at the gradients of targets."""
+
+    guide_sequences: int | None = setting(None, least=1)
+    """The number of sequences of targets in such a look. Default: an eighth of the batch, at least one per target."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +70,28 @@ Source = FileSource | TokenSource | HubSource
 
 
 @dataclass(frozen=True)
+class TargetPlan:
+    """The files of a target (see `targets`). report: those on which losses are reported; empty if a half of `files` is."""
+
+    name: str
+    files: tuple[Path, ...]
+    report: tuple[Path, ...]
+    fields: Fields
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class CorpusPlan:
     """What to read for a corpus. name: the name that people see. weights: the prior weight of each domain as a manifest
     gives it; empty if it gives none. upsampling: how often the tokens of a domain count in natural weights. account: what
-    became of files that are not read."""
+    became of files that are not read. targets: those that a manifest names."""
 
     name: str
     sources: list[Source]
     weights: dict[str, float] = field(default_factory=dict)
     upsampling: dict[str, float] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
+    targets: list[TargetPlan] = field(default_factory=list)
 
 
 def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None, follow_links: bool = False) -> CorpusPlan:
@@ -163,7 +175,7 @@ def _checked(plan: CorpusPlan) -> CorpusPlan:
             sources.append(FileSource(source.domain, tuple(kept["training"]), tuple(kept["validation"]), source.fields))
         else:
             sources.append(TokenSource(source.domain, tuple(kept["training"]), tuple(kept["validation"])))
-    return CorpusPlan(plan.name, sources, plan.weights, plan.upsampling, plan.account)
+    return replace(plan, sources=sources)
 
 
 # Folders
@@ -337,7 +349,8 @@ def _of_fields(files: list[DataFile], fields: Fields, account: Account, where: s
 
 # Manifests
 
-_MANIFEST_KEYS = {"name", "text_field", "domains"}
+_MANIFEST_KEYS = {"name", "text_field", "domains", "targets"}
+_TARGET_KEYS = {"files", "validation", "test", "text_field", "prompt_field", "answer_field", "weight"}
 _COMMON_KEYS = {"text_field", "weight", "upsampling"}
 _FILE_KEYS = {"files", "validation"}
 _DATASET_KEYS = {"dataset", "config", "split", "validation_split", "revision", "tokens"}
@@ -370,10 +383,36 @@ def _of_manifest(path: Path, fields: Fields, follow_links: bool) -> CorpusPlan:
             value = _value(entry, key, (int, float), where)
             if value is not None:
                 found[name] = float(_positive(value, key, where))
+    targets = _value(content, "targets", dict, f"manifest {path}") or {}
+    for name, entry in targets.items():
+        plan.targets.append(_target(path.parent, name, entry, default, f"manifest {path}, target {name}", follow_links))
     if plan.weights and len(plan.weights) < len(domains):
         missing = ", ".join(name for name in domains if name not in plan.weights)
         raise UsageError(f"manifest {path}: no weight for {missing}; give every domain a weight, or none")
     return plan
+
+
+def _target(folder: Path, name: str, entry: Any, default: Fields, where: str, follow_links: bool) -> TargetPlan:
+    """Returns the plan of a target: its files, or its files for guidance (`validation`) and for reports (`test`)."""
+    if not isinstance(entry, dict):
+        raise UsageError(f"{where}: not a table with files")
+    _check_keys(entry, _TARGET_KEYS, where)
+    apart = {"validation", "test"} & set(entry)
+    if ("files" in entry) == bool(apart) or len(apart) == 1:
+        raise UsageError(f"{where}: give either files, or both validation (to guide) and test (to report)")
+    parts = [
+        tuple(
+            file.path for file in _matching(folder, entry[key], where, Account(), follow_links) if file.kind != "tokens"
+        )
+        for key in (("validation", "test") if apart else ("files",))
+    ]
+    prompt = _value(entry, "prompt_field", str, where)
+    answer = _value(entry, "answer_field", str, where)
+    if (prompt is None) != (answer is None):
+        raise UsageError(f"{where}: prompt_field and answer_field go together; give both or neither")
+    fields = Fields(answer or _value(entry, "text_field", str, where) or default.text, prompt=prompt)
+    weight = _positive(_value(entry, "weight", (int, float), where), "weight", where)
+    return TargetPlan(name, parts[0], parts[1] if apart else (), fields, 1.0 if weight is None else float(weight))
 
 
 def _of_entry(

@@ -44,11 +44,17 @@ class CausalLoss(nn.Module):
         self.plain_head = _has_plain_head(model)
 
     def forward(
-        self, inputs_BT: Tensor, labels_BT: Tensor, scale: float = 1.0, probe: GradientProbe | None = None
+        self,
+        inputs_BT: Tensor,
+        labels_BT: Tensor,
+        scale: float = 1.0,
+        probe: GradientProbe | None = None,
+        of_weights: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Returns (scale · Σ losses, differentiable; losses [B, T], detached, in nats, zero for an ignored label).
 
         probe: is shown the gradient of the logits. The sum must then be differentiated with an outer gradient of 1.
+        of_weights: whether the gradient of the unembedding is wanted, which is computed at once.
         """
         if not self.plain_head or (probe is not None and probe.reads_whole_gradients):
             losses_BT = token_losses(self.model, inputs_BT, labels_BT)
@@ -57,7 +63,12 @@ class CausalLoss(nn.Module):
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         sketch = probe.output_sketch(head) if probe else None
         total, losses_N, delta_Np = LinearCrossEntropy.apply(
-            hidden_BTI.flatten(0, 1), head.weight, labels_BT.flatten(), scale, sketch, torch.is_grad_enabled()
+            hidden_BTI.flatten(0, 1),
+            head.weight if of_weights else head.weight.detach(),
+            labels_BT.flatten(),
+            scale,
+            sketch,
+            torch.is_grad_enabled(),
         )
         if sketch:
             assert probe is not None
@@ -106,7 +117,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 if differentiate:
                     delta_CV = logits_CV.to(dtype)
                     grad_hidden_NI[rows] = torch.mm(delta_CV, w_VI)
-                    grad_weight_VI = _add_product(grad_weight_VI, delta_CV.T, x_NI[rows])
+                    if ctx.needs_input_grad[1]:
+                        grad_weight_VI = _add_product(grad_weight_VI, delta_CV.T, x_NI[rows])
         if differentiate:
             # save_for_backward is not used: backward gives these away, and they become the gradients without a copy.
             ctx.gradients = grad_hidden_NI, grad_weight_VI
@@ -119,7 +131,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         # The outer gradient is 1 in training. A product with it is one more pass over the largest weight, which takes
         # time on a CPU. On a GPU it does not, but looking at the value would make the host wait.
         if not (grads[0].is_cpu and grads[0] == 1):
-            grad_hidden_NI, grad_weight_VI = grad_hidden_NI * grads[0], grad_weight_VI * grads[0]
+            grad_hidden_NI = grad_hidden_NI * grads[0]
+            grad_weight_VI = None if grad_weight_VI is None else grad_weight_VI * grads[0]
         return grad_hidden_NI, grad_weight_VI, None, None, None, None
 
 
