@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +34,13 @@ from torch.distributed.checkpoint.state_dict import (
 from acodm_cli.alignment.gram import interaction_energy, self_magnitude
 from acodm_cli.alignment.probe import GradientProbe
 from acodm_cli.corpus.corpus import Corpus
-from acodm_cli.corpus.held_out import validation_texts, validation_windows
+from acodm_cli.corpus.held_out import HeldOutText, validation_texts, validation_windows
 from acodm_cli.corpus.sampler import Batch, Sampler
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks, gradients_stay_here, parallelised, whole
 from acodm_cli.engine.evaluate import Measured, measure, plan_validation
-from acodm_cli.engine.loss import CausalLoss
+from acodm_cli.engine.guide import Guide, GuideBatch
+from acodm_cli.engine.loss import IGNORED, CausalLoss
 from acodm_cli.engine.models import transformer_blocks
 from acodm_cli.engine.norms import NormReader
 from acodm_cli.engine.optimizer import learning_rate, make_optimizer
@@ -96,9 +97,12 @@ class Trainer:
         probe: GradientProbe | None = None,
         ranks: Ranks = ALONE,
         reference: nn.Module | None = None,
+        targets: Sequence[HeldOutText] = (),
+        guide: Guide | None = None,
     ) -> None:
         """settings: must have a learning rate. probe: watches the model's layers; given if the mixer needs a Gram
-        matrix. reference: the model whose losses the mixer compares with; given if the mixer needs one."""
+        matrix. reference: the model whose losses the mixer compares with; given if the mixer needs one. targets: the text of
+        targets on which losses are reported. guide: draws the sequences of guide passes, None for none."""
         assert (probe is not None) == mixer.needs_gram
         assert (reference is not None) == (mixer.reference is not None)
         assert settings.batch % ranks.world_size == 0
@@ -109,6 +113,7 @@ class Trainer:
             # Each block is compiled by itself: one small graph serves all of them, and it is ready in seconds.
             for block in blocks:
                 block.compile()
+        self.own_loss = loss  # of this rank: its gradients go nowhere
         self.loss = parallelised(loss, blocks, settings.parallel, ranks, compute)
         self.corpus = corpus
         self.mixer = mixer
@@ -123,8 +128,13 @@ class Trainer:
         self.reference = CausalLoss(reference.eval().requires_grad_(False)) if reference else None
         self.norms = NormReader(model, mixer.depths)
         windows = validation_windows(corpus, settings.seq_len)
-        self.validate_every, rows_K = plan_validation(settings, list(map(len, windows)))
-        self.texts = validation_texts(corpus, windows, rows_K)
+        self.validate_every, rows = plan_validation(settings, [*map(len, windows), *map(len, targets)])
+        of_targets = rows[len(windows) :]
+        self.texts = validation_texts(corpus, windows, rows[: len(windows)])
+        self.texts += [
+            text.first(count, corpus.tokenizer.token_bytes_V) for text, count in zip(targets, of_targets, strict=True)
+        ]
+        self.guide = guide
         self.step = 0
         self.skipped = 0
         self.observation = self._first_observation()
@@ -156,6 +166,7 @@ class Trainer:
             if not finite:
                 self._skip_or_stop(losses_K, gradient_norm)
             gradients = self.probe.read(found["gram_nn"]) if self.probe and finite else None
+            looked = gradients is not None and "guide_losses_J" in found
             gram_KK = gradients.gram_KK.numpy() if gradients else None
             self_K = gradients.self_K.numpy() if gradients else None
             self.step += 1
@@ -166,7 +177,17 @@ class Trainer:
                 samples_K = batch.samples_K.astype(float)
                 excess_K = self._means(batch, found["excess_K"]) if self.reference else None
                 report = self.mixer.observe(
-                    Feedback(previous, weights_K, samples_K, gram_KK, self_K, excess_K, self.observation)
+                    Feedback(
+                        previous,
+                        weights_K,
+                        samples_K,
+                        gram_KK,
+                        self_K,
+                        excess_K,
+                        self.observation,
+                        gradients.guide_KJ.numpy() if gradients and looked else None,
+                        found["guide_losses_J"].numpy() if looked else None,
+                    )
                 )
             clock.lap("mixer")
             validation = self._validate_if_due()
@@ -212,9 +233,11 @@ class Trainer:
         sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
         excess_K = torch.zeros_like(sums_K)
         micro = self._micro_batch
+        guide = self.guide.draw(self.step) if self.guide else None
         if self.probe:
             tokens_B = torch.full_like(batch.domains_B, self.settings.seq_len)
-            self.probe.start(self.step, batch.domains_B, tokens_B)
+            of_guide = (guide.guides_R, guide.counted_R) if guide else ()
+            self.probe.start(self.step, batch.domains_B, tokens_B, *of_guide)
         for first in range(0, len(batch.tokens_BU), micro):
             tokens_BU = self._to_device(batch.tokens_BU[first : first + micro])
             start = batch.rows.start + first
@@ -236,9 +259,39 @@ class Trainer:
         queued = {"sums_K": self.ranks.sum_(sums_K)}
         if self.reference:
             queued["excess_K"] = self.ranks.sum_(excess_K)
+        if guide:
+            queued["guide_losses_J"] = self._guide_pass(guide, len(batch.domains_B), scale)
         if self.probe:
             queued["gram_nn"] = self.probe.gram()
         return queued
+
+    def _guide_pass(self, guide: GuideBatch, batch: int, scale: float) -> Tensor:
+        """Shows the probe the gradients of the targets' guide text. No gradient of a parameter is computed. Returns the mean
+        loss of each target in nats. [J]
+
+        batch: the sequences of the global batch, which the guide's follow. scale: of the losses, as in the batch."""
+        assert self.probe is not None
+        assert self.guide is not None
+        sums_J = torch.zeros(len(self.guide.texts), dtype=torch.float64, device=self.compute.device)
+        counts_J = sums_J.new_zeros(sums_J.shape, device="cpu").index_add_(0, guide.guides_R, guide.counted_R.double())
+        micro, ranks = self._micro_batch, self.ranks
+        each = -(-len(guide) // ranks.world_size)
+        for start in range(0, each, micro):
+            first = min(ranks.rank * each + start, len(guide))
+            rows = slice(first, min(first + micro, (ranks.rank + 1) * each, len(guide)))
+            # A sharded model needs every rank in every pass: a rank without a sequence looks at the first one, and counts none.
+            empty = rows.start >= rows.stop
+            taken = slice(0, 1) if empty else rows
+            labels_RT = self._to_device(
+                torch.full_like(guide.labels_RT[:1], IGNORED) if empty else guide.labels_RT[rows]
+            )
+            inputs_RT = self._to_device(guide.tokens_RU[taken, :-1])
+            self.probe.begin(slice(batch + taken.start, batch + taken.stop), self.settings.seq_len)
+            with self.compute.autocast():
+                total, losses_RT = self.own_loss(inputs_RT, labels_RT, scale, self.probe, of_weights=False)
+            torch.autograd.backward(total, inputs=self.probe.leaves())
+            sums_J.index_add_(0, self._to_device(guide.guides_R[taken]), losses_RT.double().sum(dim=1))
+        return self.ranks.sum_(sums_J) / self._to_device(counts_J)
 
     def _mean_losses(self, batch: Batch, sums_K: Tensor) -> tuple[Array, float]:
         """Returns (mean loss per domain, NaN where absent [K]; mean loss of the batch), in nats."""

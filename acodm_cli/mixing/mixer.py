@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from acodm_cli.mixing.objective import Objective
 from acodm_cli.mixing.options import NoSettings, with_options
 from acodm_cli.schedule.schedule import Schedule
 
@@ -62,7 +63,9 @@ class Feedback:
     of the domain gradients, with zero rows and columns for absent domains. self_K: the unbiased ‖g_i‖², NaN where the
     batch does not give it. Both are None unless the mixer asked for the Gram matrix. excess_K: the mean over each
     domain's tokens of max(ℓ - ℓ_ref, 0) in nats, NaN for absent domains; None unless the mixer asked for a reference
-    model. next_observation: what the trainer knows after the step.
+    model. guide_KJ: H_ij = ⟨g_i, g_j⟩ with the gradients of the targets' guide text, NaN where domain or target was not looked
+    at. guide_losses_J: the mean loss of each target's guide text in nats, NaN likewise. Both are None in steps without a guide
+    pass. next_observation: what the trainer knows after the step.
     """
 
     observation: Observation
@@ -72,6 +75,8 @@ class Feedback:
     self_K: Array | None
     excess_K: Array | None
     next_observation: Observation
+    guide_KJ: Array | None = None
+    guide_losses_J: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Task:
     domains: the names of the K domains, in order. tokens_K: the training tokens of each domain, upsampling included.
     prior_K: the weights to start from, on the simplex. seed: the seed of the run. options: some of the mixer's own
     settings, as texts by name. preset: the name of the preset of the agent's settings. schedule: the schedule that
-    `apply` trains with, its domains in the order of the run; None if there is none.
+    `apply` trains with, its domains in the order of the run; None if there is none. objective: what the run is for.
     """
 
     domains: list[str]
@@ -105,6 +110,7 @@ class Task:
     options: dict[str, str] | None = None
     preset: str = "default"
     schedule: Schedule | None = None
+    objective: Objective = field(default_factory=Objective)
 
 
 class Mixer(ABC):
@@ -112,7 +118,7 @@ class Mixer(ABC):
 
     name: the mixer's name in the record. Settings: the dataclass of the mixer's own settings, each with a default. own:
     this mixer's settings. needs_gram: whether `observe` needs the Gram matrix; otherwise no per-domain gradient is
-    computed. depths: the relative depths (0 is the first block, 1 the last) at which weight norms are read. reference:
+    computed. guided: whether `observe` needs the gradients of targets' guide text, where there are targets. depths: the relative depths (0 is the first block, 1 the last) at which weight norms are read. reference:
     the folder of the model over which `observe` needs the excess loss, None if it needs no such model. files: the
     options that name a file or folder, whose content must not change before a run is resumed. uses: the settings of
     the run, besides the mixer's own, that change what it does; the run refuses others that would do nothing.
@@ -122,6 +128,7 @@ class Mixer(ABC):
     Settings: ClassVar[type] = NoSettings
     own: Any = NoSettings()
     needs_gram: bool = False
+    guided: bool = False
     depths: tuple[float, ...] = ()
     reference: str | None = None
     files: ClassVar[tuple[str, ...]] = ()

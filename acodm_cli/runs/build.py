@@ -22,9 +22,12 @@ from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.corpus.embedded import EMBEDDED_DOMAINS
 from acodm_cli.corpus.preflight import check_room
+from acodm_cli.corpus.settings import TargetSettings
 from acodm_cli.corpus.store_writer import OnProgress
+from acodm_cli.corpus.targets import open_targets, overlap
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks
+from acodm_cli.engine.guide import Guide
 from acodm_cli.engine.models import (
     PRESETS,
     build_model,
@@ -39,6 +42,7 @@ from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.mixing.baselines.static import natural_weights, uniform_weights
 from acodm_cli.mixing.catalog import make_mixer
 from acodm_cli.mixing.mixer import Array, Mixer, Task
+from acodm_cli.mixing.objective import Objective
 from acodm_cli.mixing.settings import MIXER_OF_MODE
 from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory
 from acodm_cli.runs.run import Run
@@ -50,6 +54,9 @@ from acodm_cli.settings import declared
 ALONE = Ranks()
 # A schedule that is replayed over so many times its tokens is warned of.
 STRETCHED = 10
+# The settings of guide passes, and which share of the batch a pass has by default.
+GUIDE = ("target_balance", "guide_every", "guide_sequences")
+GUIDE_SHARE = 8
 
 
 def _warn(message: str) -> None:
@@ -101,10 +108,18 @@ def build_run(
         _warn_of_stretching(settings, schedule, warn)
     corpus.check_sequences(settings.seq_len)
     check_room(corpus, settings.seq_len, settings.batch, settings.steps, settings.max_epochs)
+    targets = ranks.in_turn(lambda: open_targets(settings, corpus, settings.text_field, settings.seq_len))
+    for target in targets:
+        if trained_on := overlap(target, corpus):
+            warn(
+                f"{trained_on} documents of target {target.name} are training documents too; what is reported on it says less"
+            )
     prior_K = _prior(settings, corpus, schedule)
     if mixer is None:
-        mixer = _make_mixer(settings, corpus, prior_K, schedule)
-        _check_applies(settings, mixer)
+        names, weights = tuple(t.name for t in targets), tuple(t.weight for t in targets)
+        objective = Objective(names, weights, settings.target_balance)
+        mixer = _make_mixer(settings, corpus, prior_K, schedule, objective)
+        _check_applies(settings, mixer, len(targets))
     if mixer.needs_gram and settings.batch < 2 * len(corpus.names):
         warn(_small_batch(settings.batch, len(corpus.names), mixer.name))
     config = model_config(settings.model, corpus.tokenizer.padded_vocab_size, settings.seq_len)
@@ -122,15 +137,22 @@ def build_run(
             checkpoint_activations(model)
         probe = None
         if mixer.needs_gram:
-            probe = make_probe(model, len(corpus.names), settings, settings.seed, compute.device)
+            guides = len(targets) if mixer.guided else 0
+            probe = make_probe(model, len(corpus.names), settings, settings.seed, compute.device, guides)
             check_probe(probe, settings.batch, compute)
         reference = _reference(mixer.reference, config.vocab_size, compute) if mixer.reference else None
-        trainer = Trainer(model, corpus, mixer, training, compute, probe, ranks, reference)
+        guide = None
+        if mixer.guided and targets:
+            sequences = settings.guide_sequences or settings.batch // GUIDE_SHARE
+            guide = Guide([target.guide for target in targets], settings.guide_every, sequences, settings.seed)
+        reports = [target.report for target in targets]
+        trainer = Trainer(model, corpus, mixer, training, compute, probe, ranks, reference, reports, guide)
     # One rank does this for all, because a reference model is large.
     named = ranks.shared(lambda: input_digests(settings, mixer))
     inputs = {f"domain {domain.name} of the corpus": domain.key for domain in corpus.domains}
+    inputs |= {f"target {target.name}": target.key for target in targets}
     inputs |= {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
-    return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn)
+    return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn, targets)
 
 
 # The mixture
@@ -209,7 +231,9 @@ def _prior(settings: RunSettings, corpus: Corpus, schedule: Schedule | None) -> 
     return uniform_weights(len(corpus.names))
 
 
-def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule: Schedule | None) -> Mixer:
+def _make_mixer(
+    settings: RunSettings, corpus: Corpus, prior_K: Array, schedule: Schedule | None, objective: Objective
+) -> Mixer:
     name, options = settings.mixer, settings.mixer_options
     if settings.command == "apply":
         name = MIXER_OF_MODE[settings.mode]
@@ -217,15 +241,21 @@ def _make_mixer(settings: RunSettings, corpus: Corpus, prior_K: Array, schedule:
             raise UsageError("--mixer-option schedule= does nothing beside --schedule; leave one of them out")
         if name == "replay":
             options = {"by": settings.replay_by} | (options or {})
-    task = Task(corpus.names, corpus.upsampled_tokens_K, prior_K, settings.seed, options, settings.agent, schedule)
+    tokens_K, seed, preset = corpus.upsampled_tokens_K, settings.seed, settings.agent
+    task = Task(corpus.names, tokens_K, prior_K, seed, options, preset, schedule, objective)
     return make_mixer(name, task)
 
 
-def _check_applies(settings: RunSettings, mixer: Mixer) -> None:
-    """Raises UsageError if the user changed a setting of the mixture that would do nothing."""
-    used = {*mixer.uses, *(declared(AlignmentSettings) if mixer.needs_gram else ())}
+def _check_applies(settings: RunSettings, mixer: Mixer, num_targets: int) -> None:
+    """Raises UsageError if the user changed a setting of the mixture or the targets that would do nothing."""
+    used = {*mixer.uses, *(declared(AlignmentSettings) if mixer.needs_gram else ()), *(GUIDE if mixer.guided else ())}
     changed = settings.changed()
-    for name in ("prior", "agent", "replay_by", *declared(AlignmentSettings)):
+    for name in declared(TargetSettings):
+        if name in changed and name != "target" and not num_targets:
+            raise UsageError(
+                f"{declared(RunSettings)[name].option} is for targets; name one with --target, or leave it out"
+            )
+    for name in ("prior", "agent", "replay_by", *GUIDE, *declared(AlignmentSettings)):
         if name in changed and name not in used:
             option = declared(RunSettings)[name].option
             raise UsageError(f"{option} {getattr(settings, name)} does nothing with mixer {mixer.name}; leave it out")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from acodm_cli.mixing.objective import Objective
 from acodm_cli.schedule.measures import entropy
 from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, SCHEMA, STEP_COLUMNS, Per, Schedule
 
@@ -27,10 +28,12 @@ MIXER_COLUMNS = ("critic_loss", "actor_objective")
 
 
 class Recorder:
-    """Collects the columns of a schedule, a row per step. domains: the names of the K domains, in order."""
+    """Collects the columns of a schedule, a row per step. domains: the names of the K domains, in order. objective: what the
+    run is for."""
 
-    def __init__(self, domains: list[str]) -> None:
+    def __init__(self, domains: list[str], objective: Objective) -> None:
         self.domains = domains
+        self.objective = objective
         self.rows: dict[str, list[Any]] = {name: [] for name in ("step", "tokens", *DOMAIN_COLUMNS, *STEP_COLUMNS)}
         self.metrics: dict[str, Per] = {}
         self.phases: list[dict[str, Any]] = []
@@ -69,11 +72,18 @@ class Recorder:
         """Returns what validation measured besides losses, by column."""
         if event.validation is None:
             return {}
-        of_domains = slice(len(self.domains))
-        return {
-            "validation_standard_error": event.validation.errors_J[of_domains],
-            "validation_bits_per_byte": event.validation.bits_J[of_domains],
+        measured, number = event.validation, len(self.domains)
+        losses = measured.losses_J[number:] if self.objective.targets else measured.losses_J
+        found: dict[str, Any] = {
+            "validation_standard_error": measured.errors_J[:number],
+            "validation_bits_per_byte": measured.bits_J[:number],
+            "objective": self.objective.value(losses),
         }
+        for index, name in enumerate(self.objective.targets, number):
+            found[f"target.{name}.loss"] = float(measured.losses_J[index])
+            found[f"target.{name}.standard_error"] = float(measured.errors_J[index])
+            found[f"target.{name}.bits_per_byte"] = float(measured.bits_J[index])
+        return found
 
     def close(self) -> None:
         """There is nothing to close."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ import torch
 
 from acodm_cli import __version__
 from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.corpus.targets import Target
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.memory import MemoryEstimate
@@ -23,6 +25,7 @@ from acodm_cli.engine.trainer import StepEvent, Trainer
 from acodm_cli.engine.watch import Watch
 from acodm_cli.errors import STOP_SIGNALS, AcodmError, Interrupted, UsageError
 from acodm_cli.mixing.mixer import Array, Mixer
+from acodm_cli.mixing.objective import Objective
 from acodm_cli.runs.folder import RunFolder, load_checkpoint
 from acodm_cli.runs.memory_plan import memory_errors
 from acodm_cli.runs.model_folder import save_model
@@ -89,7 +92,7 @@ class StopRequest:
 class Run:
     """A run. It is built by `build_run`, and trained by `for event in run.steps()`.
 
-    settings: what was asked for. corpus, mixer, trainer: the parts of the run. prior_K: the weights that it starts
+    settings: what was asked for. targets: what the model should become good at. corpus, mixer, trainer: the parts of the run. prior_K: the weights that it starts
     from. compute, ranks: where it runs. parameters: the number of the model's parameters. memory: the estimated memory
     that it takes. inputs: a digest of the content of each input, by its name in messages. warn: told what the user
     should know. recorder: keeps the record so far. checkpoint_seconds: the time spent on saving.
@@ -106,8 +109,10 @@ class Run:
         memory: MemoryEstimate,
         inputs: dict[str, str],
         warn: Callable[[str], None],
+        targets: Sequence[Target] = (),
     ) -> None:
         self.settings = settings
+        self.targets = targets
         self.corpus = corpus
         self.prior_K = prior_K
         self.trainer = trainer
@@ -117,7 +122,9 @@ class Run:
         self.memory = memory
         self.inputs = inputs
         self.warn = warn
-        self.recorder = Recorder(corpus.names)
+        self.recorder = Recorder(
+            corpus.names, Objective(tuple(t.name for t in targets), tuple(t.weight for t in targets))
+        )
         self.checkpoint_seconds = 0.0
         self._folder: RunFolder | None = None
         self._stop: StopRequest | None = None
@@ -277,6 +284,7 @@ class Run:
             "mixer": {"name": self.mixer.name, "settings": self.mixer.settings()},
             "alignment": s.alignment_info() if self.mixer.needs_gram else None,
             "validation_sequences": max(map(len, self.trainer.texts)),
+            "targets": {target.name: self._target_info(target) for target in self.targets},
             "tokenizer": {
                 "name": tokenizer.name,
                 "fingerprint": tokenizer.fingerprint,
@@ -289,3 +297,14 @@ class Run:
                 "sequences": dict(zip(self.corpus.names, map(int, self.trainer.sampler.sizes_K), strict=True)),
             },
         }
+
+    def _target_info(self, target: Target) -> dict[str, Any]:
+        """Returns what the schedule file says about a target: which documents guided, and which were reported on."""
+        info: dict[str, Any] = {"weight": target.weight, "guided": self.trainer.guide is not None}
+        if self.trainer.guide is not None:
+            info |= {"balance": self.settings.target_balance, "guide_every": self.trainer.guide.every}
+            info["guide_sequences"] = self.trainer.guide.sequences
+        for part, hashes in (("guide", target.guide_hashes), ("report", target.report_hashes)):
+            listed = "\n".join(f"{number:016x}" for number in sorted(hashes))
+            info[part] = {"documents": len(hashes), "digest": hashlib.sha256(listed.encode()).hexdigest()[:16]}
+        return info

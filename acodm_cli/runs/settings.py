@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from acodm_cli.alignment.settings import AlignmentSettings
-from acodm_cli.corpus.settings import CorpusSettings
+from acodm_cli.corpus.settings import CorpusSettings, TargetSettings
 from acodm_cli.engine.settings import TrainSettings
 from acodm_cli.mixing.settings import MixingSettings
 from acodm_cli.runs.trackers import TRACKERS
@@ -44,7 +44,7 @@ class FileSettings:
 
 
 @dataclass(frozen=True)
-class RunSettings(FileSettings, AlignmentSettings, MixingSettings, CorpusSettings, TrainSettings):
+class RunSettings(FileSettings, AlignmentSettings, MixingSettings, TargetSettings, CorpusSettings, TrainSettings):
     """Everything that decides what a run computes. Each part of the program takes the group that it knows.
 
     The settings are stored in the run's folder, so that `--resume` needs only `--out`.
@@ -74,7 +74,7 @@ class RunSettings(FileSettings, AlignmentSettings, MixingSettings, CorpusSetting
         known = {field.name for field in fields(cls)}
         if odd := sorted(set(value) ^ known):
             raise ValueError(f"unknown or missing settings {', '.join(odd)}")
-        return cls(**value | {"track": tuple(value["track"])})
+        return cls(**value | {name: tuple(value[name]) for name in ("track", "target")})
 
     def anchored(self, files: Iterable[str] = ()) -> RunSettings:
         """Returns the same settings with places on disk as absolute paths, so that they hold in every folder.
@@ -85,6 +85,7 @@ class RunSettings(FileSettings, AlignmentSettings, MixingSettings, CorpusSetting
         }
         for name in ("data", "tokenizer", "schedule"):  # or they are names of the hub, or of reference schedules
             changed[name] = _absolute_if_there(getattr(self, name))
+        changed["target"] = tuple(map(_anchored_target, self.target))
         if "/" in self.model:  # a preset comes before a folder of the same name
             changed["model"] = _absolute_if_there(self.model)
         if self.mixer_options:
@@ -101,6 +102,13 @@ class RunSettings(FileSettings, AlignmentSettings, MixingSettings, CorpusSetting
 
 def _absolute(text: str) -> str:
     return str(Path(text).expanduser().resolve())
+
+
+def _anchored_target(text: str) -> str:
+    name, equals, path = text.partition("=")
+    if not equals or _absolute_if_there(text) != text:
+        return _absolute_if_there(text) or text
+    return f"{name}={_absolute_if_there(path)}"
 
 
 def _absolute_if_there(text: str | None) -> str | None:

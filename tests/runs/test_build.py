@@ -94,7 +94,7 @@ def test_metrics_of_a_mixer_become_columns(corpus: Corpus, tmp_path: Path) -> No
         pass
     run.schedule().write(tmp_path / "a.parquet")
     read = Schedule.load(tmp_path / "a.parquet")
-    always = {"validation_standard_error": "domain", "validation_bits_per_byte": "domain"}
+    always = {"validation_standard_error": "domain", "validation_bits_per_byte": "domain", "objective": "step"}
     assert read.metrics == {"doubled": "step", "share": "domain", "late": "step"} | always
     assert read.per_step["doubled"].tolist() == [2, 4, 6, 8, 10, 12]
     assert np.isnan(read.per_step["late"]).tolist() == [True, True, True, False, False, False]

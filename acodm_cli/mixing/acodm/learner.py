@@ -10,13 +10,15 @@ import torch
 
 from acodm_cli.mixing.acodm.agents import make_agent
 from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy, load_policy
-from acodm_cli.mixing.acodm.reward import AlignmentReward, domain_costs, relative, standardise
+from acodm_cli.mixing.acodm.reward import AlignmentReward, GuidedReward, domain_costs, relative, standardise
 from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
 from acodm_cli.mixing.acodm.state import encode_state, relative_depths, state_size
 from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, Task
+from acodm_cli.mixing.objective import Balance, Objective
 from acodm_cli.schedule.info import WARM_UP
 
+MEAN_OVER_DOMAINS = Objective()
 # The critics start to learn when there are so many transitions; fewer say nothing.
 LEAST_TRANSITIONS = 8
 # The number of updates that fit the actor when its policy is stored. They take about a second.
@@ -32,10 +34,18 @@ class AcOdmLearner(Mixer):
 
     name = "ac-odm"
     needs_gram = True
+    guided = True
     Settings = AgentSettings
     uses = ("prior", "agent")
 
-    def __init__(self, prior_K: Array, settings: AgentSettings, seed: int, initial: FrozenPolicy | None = None) -> None:
+    def __init__(
+        self,
+        prior_K: Array,
+        settings: AgentSettings,
+        seed: int,
+        initial: FrozenPolicy | None = None,
+        objective: Objective = MEAN_OVER_DOMAINS,
+    ) -> None:
         self.agent_settings = settings
         self.depths = relative_depths(settings.depths)
         self.exploring = True
@@ -44,6 +54,11 @@ class AcOdmLearner(Mixer):
         self.agent = make_agent(size, torch.from_numpy(prior_K).float(), settings, seed)
         self.reward = AlignmentReward(len(prior_K), settings.ema)
         self.losses = MovingAverage((len(prior_K),), settings.ema)
+        self.objective = objective
+        if objective.targets:
+            self.balance = Balance(objective)
+            self.guided_reward = GuidedReward(len(prior_K), len(objective.targets), settings.guide_ema)
+            self.guide_losses = MovingAverage((len(objective.targets),), settings.guide_ema)
         self.least_weights_K = max(settings.floor_share, 0.01) * prior_K
         self.initial = initial
         if initial is not None:
@@ -60,9 +75,9 @@ class AcOdmLearner(Mixer):
         """Returns a learner that starts from the prior or, if the task's schedule holds a policy, from that policy."""
         settings = agent_settings(task.preset, task.options)
         if task.schedule is None or task.schedule.policy is None:
-            return cls(task.prior_K, settings, task.seed)
+            return cls(task.prior_K, settings, task.seed, objective=task.objective)
         initial = load_policy(task.schedule.policy, task.schedule.domains, settings)
-        return cls(initial.actor.prior_K.double().numpy(), initial.agent_settings, task.seed, initial)
+        return cls(initial.actor.prior_K.double().numpy(), initial.agent_settings, task.seed, initial, task.objective)
 
     def weights(self, observation: Observation) -> Array:
         state_F = encode_state(observation)
@@ -86,8 +101,10 @@ class AcOdmLearner(Mixer):
 
     def observe(self, feedback: Feedback) -> Report:
         settings = self.agent_settings
-        reward_K = self._reward(feedback)
-        seen_K = self.reward.seen_K
+        if self.objective.targets:
+            reward_K, seen_K = self._guided_reward(feedback), self.guided_reward.seen_K
+        else:
+            reward_K, seen_K = self._reward(feedback), self.reward.seen_K
         scaled_K = (standardise if settings.scale == "z-score" else relative)(reward_K, seen_K)
         state_F, next_state_F = encode_state(feedback.observation), encode_state(feedback.next_observation)
         action_K, scaled_reward_K = torch.from_numpy(feedback.weights_K), torch.from_numpy(scaled_K)
@@ -97,7 +114,7 @@ class AcOdmLearner(Mixer):
             self.agent.ascend(action_K, scaled_reward_K, next_state_F)
         return Report(
             reward_K=np.where(seen_K, reward_K, np.nan),
-            metrics=self.latest,
+            metrics=self.latest | self._of_targets(),
             phase=WARM_UP if self.exploring else "learning",
         )
 
@@ -109,12 +126,38 @@ class AcOdmLearner(Mixer):
         losses_K = feedback.next_observation.losses_K
         self.losses.update(np.where(present_K, losses_K, np.nan))
         costs_K = domain_costs(np.where(self.losses.seen, self.losses.value, losses_K), settings.objective)
-        weights_K = np.ones_like(feedback.weights_K)
-        if settings.importance:
-            # A domain that --max-epochs has closed is still drawn for what it is owed, when its weight may be zero.
-            weights_K = np.maximum(feedback.weights_K, self.least_weights_K)
+        weights_K = self._divisors(feedback, by_default=True)
         self_K = costs_K * feedback.self_K if settings.self_term and feedback.self_K is not None else None
         return self.reward.update(feedback.gram_KK * costs_K, weights_K, present_K, self_K)
+
+    def _divisors(self, feedback: Feedback, by_default: bool) -> Array:
+        """Returns what rewards are divided by. [K]"""
+        importance = self.agent_settings.importance
+        if not (by_default if importance is None else importance):
+            return np.ones_like(feedback.weights_K)
+        # A domain that --max-epochs has closed is still drawn for what it is owed, when its weight may be zero.
+        return np.maximum(feedback.weights_K, self.least_weights_K)
+
+    def _guided_reward(self, feedback: Feedback) -> Array:
+        """Returns r̂, the smoothed first-order decrease of the targets' loss. In steps without a guide pass it stays. [K]"""
+        if feedback.guide_KJ is not None:
+            assert feedback.guide_losses_J is not None
+            self.guided_reward.update(
+                feedback.guide_KJ, self._divisors(feedback, by_default=False), feedback.samples_K > 0
+            )
+            self.guide_losses.update(feedback.guide_losses_J)
+            self.balance.update(np.where(self.guide_losses.seen, self.guide_losses.value, np.nan))
+        return self.guided_reward.value(self.balance.weights_J)
+
+    def _of_targets(self) -> dict[str, float]:
+        """Returns what to record of the targets: their weights, and the smoothed losses of their guide text."""
+        if not self.objective.targets:
+            return {}
+        found = {}
+        for index, name in enumerate(self.objective.targets):
+            found[f"target.{name}.weight"] = float(self.balance.weights_J[index])
+            found[f"target.{name}.guide_loss"] = float(self.guide_losses.value[index])
+        return found
 
     def policy_bytes(self, domains: list[str]) -> bytes:
         """Returns the actor, fitted to what was executed. The agent itself continues as it was."""
@@ -127,11 +170,16 @@ class AcOdmLearner(Mixer):
     def settings(self) -> dict[str, Any]:
         return self.agent_settings.to_json()
 
+    @property
+    def _guide_parts(self) -> tuple[str, ...]:
+        return ("balance", "guided_reward", "guide_losses") if self.objective.targets else ()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "agent": self.agent.state_dict(),
             "reward": self.reward.state_dict(),
             "losses": self.losses.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in self._guide_parts},
             "initial": {} if self.initial is None else self.initial.state_dict(),
         }
 
@@ -139,5 +187,7 @@ class AcOdmLearner(Mixer):
         self.agent.load_state_dict(state["agent"])
         self.reward.load_state_dict(state["reward"])
         self.losses.load_state_dict(state["losses"])
+        for name in self._guide_parts:
+            getattr(self, name).load_state_dict(state[name])
         if self.initial is not None:
             self.initial.load_state_dict(state["initial"])

@@ -70,6 +70,40 @@ class AlignmentReward:
         self.average.load_state_dict(state)
 
 
+class GuidedReward:
+    """Computes r̂_i = Σ_j c_j ξ-average(H_ij), the first-order decrease of Σ_j c_j L_j by one more share of domain i, where
+    H_ij = ⟨g_i, g_j⟩ with the gradient of target j's guide text. A pair counts only in batches that hold domain i.
+
+    ema: the share that the averages keep per guide pass.
+    """
+
+    def __init__(self, num_domains: int, num_targets: int, ema: float) -> None:
+        self.average = MovingAverage((num_domains, num_targets), ema)
+
+    @property
+    def seen_K(self) -> NDArray[np.bool_]:
+        """Whether each domain was ever seen together with a guide. [K]"""
+        return np.any(self.average.seen, axis=1)
+
+    def update(self, guide_KJ: Array, weights_K: Array, present_K: NDArray[np.bool_]) -> None:
+        """Takes a guide pass into the averages. guide_KJ: H, NaN where unknown. weights_K: what H is divided by; ones for the
+        plain decrease. present_K: the domains in the batch."""
+        inverse_K = np.divide(1.0, weights_K, out=np.full_like(weights_K, np.nan), where=present_K)
+        self.average.update(guide_KJ * inverse_K[:, None])
+
+    def value(self, costs_J: Array) -> Array:
+        """Returns r̂, zero for domains that were not seen. costs_J: c. [K]"""
+        return np.where(self.average.seen, self.average.value, 0.0) @ costs_J
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the averages."""
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` gave."""
+        self.average.load_state_dict(state)
+
+
 def domain_costs(losses_K: Array, objective: Literal["loss", "perplexity"]) -> Array:
     """Returns what a nat of each domain's loss costs: d objective / d ℓ_i, scaled to a mean of 1. [K]
 

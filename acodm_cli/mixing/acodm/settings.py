@@ -31,8 +31,12 @@ class AgentSettings:
     """Whether the reward adds the unbiased ‖g_i‖² to the paper's W_i. With it, the reward is the first-order decrease
     of the summed domain losses."""
 
-    importance: bool = True
-    """Whether the reward is divided by P, the probability that drew the domain."""
+    guide_ema: float = setting(0.8, least=0, below=1)
+    """The share that the averages of a reward by targets keep per guide pass."""
+
+    importance: bool | None = None
+    """Whether the reward is divided by P, the probability that drew the domain. None: with the mean over domains it is, with
+    targets it is not, because it is then the plain decrease of their loss."""
 
     objective: Literal["loss", "perplexity"] = "perplexity"
     """The quantity whose first-order decrease is rewarded: the mean `loss` over domains, as in the paper, or their mean
