@@ -96,14 +96,7 @@ class Windows:
 
     def spread(self, count: int) -> NDArray[np.int64]:
         """Returns the starts of `count` windows that are spread evenly over the part, in order. [N]"""
-        total = len(self)
-        if count >= total:
-            chosen = np.arange(total)
-        else:
-            tried = np.arange(2 * count + 8)
-            while len(chosen := _first_distinct(((tried + 0.5) * _GOLDEN % 1 * total).astype(np.int64), count)) < count:
-                tried = np.arange(2 * len(tried))
-        chosen.sort()
+        chosen = spread(len(self), count)
         block = np.searchsorted(self.ends, chosen, "right")
         starts = np.array([start for start, _ in self.blocks])[block]
         return starts + (chosen - np.concatenate([[0], self.ends])[block]) * self.seq_len
@@ -128,10 +121,16 @@ class Windows:
         return np.cumsum(ended)
 
 
-def _first_distinct(values: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Returns the first `count` different values, in the order in which they come, or all if there are fewer."""
-    _, first = np.unique(values, return_index=True)
-    return values[np.sort(first)[:count]]
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """Returns `count` of the numbers from 0 to total - 1, in order and spread evenly, or all. More of them are a superset."""
+    if count >= total:
+        return np.arange(total)
+    tried, found = 2 * count + 8, np.zeros(0, np.int64)
+    while len(found) < count:
+        values = ((np.arange(tried) + 0.5) * _GOLDEN % 1 * total).astype(np.int64)
+        _, first = np.unique(values, return_index=True)
+        found, tried = values[np.sort(first)[:count]], 2 * tried
+    return np.sort(found)
 
 
 def validation_windows(corpus: Corpus, seq_len: int, part: Part = "report") -> list[Windows]:

@@ -132,7 +132,7 @@ class Trainer:
         of_targets = rows[len(windows) :]
         self.texts = validation_texts(corpus, windows, rows[: len(windows)])
         self.texts += [
-            text.first(count, corpus.tokenizer.token_bytes_V) for text, count in zip(targets, of_targets, strict=True)
+            text.part(count, corpus.tokenizer.token_bytes_V) for text, count in zip(targets, of_targets, strict=True)
         ]
         self.guide = guide
         self.step = 0

@@ -1,0 +1,192 @@
+"""Runs with targets: what guides, what is reported, and that training itself is untouched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from acodm_cli import RunSettings, Schedule, build_run
+from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.engine.guide import Guide
+from acodm_cli.mixing.baselines.static import uniform_weights
+from acodm_cli.mixing.mixer import Array, Mixer, Observation
+from acodm_cli.mixing.objective import Balance, Objective
+from acodm_cli.runs.run import Run
+from tests.command_line import acodm
+from tests.conftest import generate_documents
+from tests.runs.test_build import SMALL
+
+
+def write_target(path: Path, domain: str, count: int = 40) -> Path:
+    texts = generate_documents(domain, count, 9)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("targets")
+    return str(write_target(folder / "code.jsonl", "code")), str(write_target(folder / "sums.jsonl", "arithmetic"))
+
+
+class Watched(Mixer):
+    """A static mixture that looks at everything that the agent looks at."""
+
+    name = "watched"
+    needs_gram = True
+    guided = True
+
+    def weights(self, observation: Observation) -> Array:
+        return uniform_weights(4)
+
+
+def finished(settings: RunSettings, corpus: Corpus, mixer: Mixer | None = None) -> Run:
+    run = build_run(settings, corpus=corpus, mixer=mixer, warn=lambda _: None)
+    for _ in run.steps():
+        pass
+    return run
+
+
+def test_guide_passes_do_not_touch_training(corpus: Corpus, targets: tuple[str, str]) -> None:
+    """Bit for bit the same weights after 20 steps."""
+    plain = finished(replace(SMALL, steps=20), corpus, Watched())
+    guided = finished(replace(SMALL, steps=20, target=targets, guide_every=2, guide_sequences=3), corpus, Watched())
+    assert guided.trainer.guide is not None
+    expected, found = plain.trainer.model_state(), guided.trainer.model_state()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def rows_of(tokens_NU: np.ndarray) -> set[str]:
+    return {hashlib.sha256(row.astype(np.int64).tobytes()).hexdigest() for row in np.asarray(tokens_NU)}
+
+
+def test_no_reported_text_is_a_guide_or_trained_on(corpus: Corpus, targets: tuple[str, str]) -> None:
+    """By hashes of every sequence that goes through the model in a run."""
+    run = build_run(replace(SMALL, steps=30, target=targets, guide_every=1), corpus=corpus, warn=lambda _: None)
+    trainer, seen, guides = run.trainer, set(), set()
+    draw_batch, guide = trainer.sampler.draw, trainer.guide
+    assert guide is not None
+    draw_guide = guide.draw
+
+    def batch_of(weights_K: Array) -> object:
+        batch = draw_batch(weights_K)
+        seen.update(rows_of(batch.tokens_BU.numpy()))
+        return batch
+
+    def guide_of(step: int) -> object:
+        found = draw_guide(step)
+        assert found is not None
+        guides.update(rows_of(found.tokens_RU.numpy()))
+        return found
+
+    trainer.sampler.draw, guide.draw = batch_of, guide_of  # type: ignore[assignment, method-assign]
+    for _ in run.steps():
+        pass
+    reported = set().union(*(rows_of(text.tokens_NU) for text in trainer.texts))
+    assert len(seen) > 100
+    assert len(guides) > 10
+    assert not reported & seen
+    assert not reported & guides
+    assert not guides & seen
+
+
+def test_the_mixture_turns_to_the_target_and_the_record_says_so(corpus: Corpus, targets: tuple[str, str]) -> None:
+    settings = replace(SMALL, steps=60, target=targets[:1], guide_every=2, guide_sequences=4, validation_sequences=8)
+    run = finished(settings, corpus)
+    schedule = run.schedule()
+    assert schedule.weights_SK[-1].argmax() == corpus.names.index("code")
+    columns = schedule.per_step
+    for name in ("loss", "standard_error", "bits_per_byte", "weight", "guide_loss"):
+        assert np.isfinite(columns[f"target.code.{name}"][-1]), name
+    assert columns["objective"][-1] == pytest.approx(columns["target.code.loss"][-1])
+    text = run.trainer.texts[-1]
+    bits = columns["target.code.loss"][-1] * text.counted_NT.sum() / math.log(2) / text.bytes
+    assert columns["target.code.bits_per_byte"][-1] == pytest.approx(bits, rel=1e-5)
+    info = schedule.info["targets"]["code"]
+    assert info["guided"] is True
+    assert (info["guide"]["documents"], info["report"]["documents"]) == (20, 20)
+    assert info["guide"]["digest"] != info["report"]["digest"]
+
+
+def test_resumed_runs_are_bit_for_bit(corpus: Corpus, targets: tuple[str, str]) -> None:
+    settings = replace(SMALL, target=targets, target_balance="robust", guide_every=3)
+    expected = finished(settings, corpus)
+    first = build_run(settings, corpus=corpus, warn=lambda _: None)
+    steps = first.steps()
+    for _ in range(7):
+        next(steps)
+    again = build_run(settings, corpus=corpus, warn=lambda _: None)
+    again.trainer.load_state_dict(first.trainer.state_dict())
+    again.recorder.load_state_dict(first.recorder.state_dict())
+    for _ in again.steps():
+        pass
+    a, b = expected.schedule(), again.schedule()
+    assert np.array_equal(a.weights_SK, b.weights_SK)
+    for name, values in a.per_step.items():
+        assert np.array_equal(values, b.per_step[name], equal_nan=True), name
+
+
+def test_draws_of_a_guide_are_those_of_the_step(corpus: Corpus, targets: tuple[str, str]) -> None:
+    run = build_run(replace(SMALL, target=targets, guide_sequences=3), corpus=corpus, warn=lambda _: None)
+    guide = run.trainer.guide
+    assert isinstance(guide, Guide)
+    first, again = guide.draw(8), guide.draw(8)
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first.tokens_RU, again.tokens_RU)
+    assert guide.draw(9) is None
+    assert torch.bincount(first.guides_R).tolist() in ([1, 2], [2, 1])
+    later = guide.draw(16)
+    assert later is not None
+    assert torch.bincount(later.guides_R).tolist() == torch.bincount(first.guides_R).tolist()[::-1]
+
+
+def test_balance_turns_to_the_target_that_improves_least() -> None:
+    robust = Balance(Objective(("a", "b", "c"), (1, 1, 2), "robust"))
+    fixed = Balance(Objective(("a", "b", "c"), (1, 1, 2)))
+    for step in range(100):
+        losses_J = np.array([4 - 0.02 * step, 4 - 0.01 * step, 4 - 0.02 * step])
+        robust.update(losses_J)
+        fixed.update(losses_J)
+    assert fixed.weights_J.tolist() == [0.25, 0.25, 0.5]
+    assert robust.weights_J[1] > 0.5
+    assert robust.weights_J.min() >= 0.1 * 0.25
+    assert robust.weights_J.sum() == pytest.approx(1)
+    assert robust.weights_J[2] == pytest.approx(2 * robust.weights_J[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-balance", "robust"], "is for targets; name one with --target"),
+        (
+            ["--mixer", "uniform", "--guide-every", 4, "--target", "TARGET"],
+            "--guide-every 4 does nothing with mixer uniform",
+        ),
+        (["--target", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+    ],
+)
+def test_options_that_do_nothing(
+    options: list[object], message: str, small: list[object], targets: tuple[str, str], tmp_path: Path
+) -> None:
+    options = [targets[0] if option == "TARGET" else option for option in options]
+    outcome = acodm("proxy-train", "--steps", 2, "--out", tmp_path / "a.parquet", *options, *small)
+    assert outcome.code == 2
+    assert message in outcome.stderr
+
+
+def test_a_static_mixture_reports_targets_too(small: list[object], targets: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    how = ["--mixer", "uniform", "--target", targets[0], "--target", f"maths={targets[1]}"]
+    outcome = acodm("proxy-train", "--steps", 4, "--out", out, *how, *small)
+    assert outcome.code == 0, outcome.stderr
+    schedule = Schedule.read(out)
+    assert np.isfinite(schedule.per_step["target.maths.bits_per_byte"][-1])
+    assert schedule.info["targets"]["code"]["guided"] is False
