@@ -51,9 +51,10 @@ class HeldOutText:
         """The number of counted labels per document. [D]"""
         return np.bincount(self.documents_NT[self.counted_NT])
 
-    def first(self, count: int, bytes_V: NDArray[np.int64]) -> HeldOutText:
-        """Returns the first so many sequences of this text. bytes_V: the bytes of each token of the vocabulary."""
-        return make_text(self.name, self.tokens_NU[:count], self.counted_NT[:count], self.documents_NT[:count], bytes_V)
+    def part(self, count: int, bytes_V: NDArray[np.int64]) -> HeldOutText:
+        """Returns so many sequences of this text, spread evenly. bytes_V: the bytes of each token of the vocabulary."""
+        rows = spread(len(self), count)
+        return make_text(self.name, self.tokens_NU[rows], self.counted_NT[rows], self.documents_NT[rows], bytes_V)
 
 
 def make_text(
