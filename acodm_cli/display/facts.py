@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.schedule.measures import divergence, entropy, l1
-from acodm_cli.schedule.schedule import FORMAT_VERSION, Schedule
+from acodm_cli.schedule.schedule import FORMAT_VERSION, TARGETS, Schedule
 from acodm_cli.schedule.timeline import integral
 
 Array = NDArray[np.float64]
@@ -17,7 +17,16 @@ Array = NDArray[np.float64]
 # The number of points of their runs at which schedules are compared.
 POINTS = 64
 # The columns of the file that facts are made of.
-COLUMNS = ("weight", "samples", "validation_loss", "self_energy", "interaction_energy")
+COLUMNS = (
+    "weight",
+    "samples",
+    "validation_loss",
+    "validation_standard_error",
+    "validation_bits_per_byte",
+    "self_energy",
+    "interaction_energy",
+    TARGETS,
+)
 
 
 def validation_rows(schedule: Schedule) -> NDArray[np.int64]:
@@ -49,6 +58,8 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
             "epochs": None if epochs_K is None else float(epochs_K[index]),
             "first_validation_loss": float(losses_SK[rows[0], index]) if len(rows) else None,
             "last_validation_loss": float(losses_SK[rows[-1], index]) if len(rows) else None,
+            "validation_standard_error": _last_of(schedule, "validation_standard_error", rows, index),
+            "validation_bits_per_byte": _last_of(schedule, "validation_bits_per_byte", rows, index),
         }
         domains.append(entry)
     return {
@@ -60,11 +71,54 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
         "has_policy": schedule.policy is not None,
         "info": schedule.info,
         "domains": domains,
+        "targets": [_of_target(schedule, target) for target in schedule.targets],
         "entropy": {at: float(entropy(weights_SK[row].astype(np.float64))) for at, row in (("start", 0), ("end", -1))},
         "energy": energies(schedule),
         "realised_l1": realised_l1(schedule, samples_K),
         "metrics": schedule.metrics,
     }
+
+
+def _last_of(schedule: Schedule, column: str, rows: NDArray[np.int64], index: int) -> float | None:
+    """Returns a domain's last value of a column that not every file has; None where there is none."""
+    values_SK = schedule.per_domain.get(column)
+    if values_SK is None or not len(rows) or not np.isfinite(values_SK[rows[-1], index]):
+        return None
+    return float(values_SK[rows[-1], index])
+
+
+def _of_target(schedule: Schedule, name: str) -> dict[str, Any]:
+    """Returns the facts of a target: its losses on the text that is only reported on, at the first and last validation."""
+    of_all = schedule.info.get("targets")
+    info = of_all.get(name) if isinstance(of_all, dict) else None
+    entry: dict[str, Any] = {"name": name, "guided": isinstance(info, dict) and info.get("guided") is True}
+    for what in ("loss", "bits_per_byte", "standard_error", "weight"):
+        values_S = schedule.per_step.get(f"{TARGETS}{name}.{what}", np.zeros(0))
+        known = values_S[np.isfinite(values_S)]
+        entry |= {f"{at}_{what}": float(known[row]) if len(known) else None for at, row in (("first", 0), ("last", -1))}
+    return entry
+
+
+def share_to_reach(schedule: Schedule, other: Schedule, target: str) -> float | None:
+    """Returns which share of the other's steps to its lowest loss on a target this schedule needs to be as low. Losses between
+    validations are interpolated. None if it never is, or one of them has no such losses."""
+    curves = []
+    for each in (schedule, other):
+        losses_S = each.per_step.get(f"{TARGETS}{target}.loss")
+        if losses_S is None or not np.isfinite(losses_S).any():
+            return None
+        rows = np.flatnonzero(np.isfinite(losses_S))
+        curves.append((each.step_S[rows].astype(np.float64), losses_S[rows].astype(np.float64)))
+    (step_R, loss_R), (other_step_R, other_loss_R) = curves
+    goal = other_loss_R.min()
+    reached = np.flatnonzero(loss_R <= goal)
+    if not len(reached):
+        return None
+    at = int(reached[0])
+    step = step_R[at]
+    if at and loss_R[at - 1] > loss_R[at]:
+        step -= (step_R[at] - step_R[at - 1]) * (goal - loss_R[at]) / (loss_R[at - 1] - loss_R[at])
+    return float(step / other_step_R[other_loss_R.argmin()])
 
 
 def json_value(value: Any, digits: int | None = None) -> Any:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from acodm_cli.display.facts import describe, distances
+from acodm_cli.display.facts import describe, distances, share_to_reach
 from acodm_cli.display.plot import area_plot, line_plot, sparkline
 from acodm_cli.display.series import Series, series
 from acodm_cli.display.style import bar, colour_of, cut, human_count, in_colour, joined, key_of, plot_width, printable
@@ -25,6 +25,7 @@ from acodm_cli.schedule.info import RunInfo
 from acodm_cli.schedule.schedule import Schedule
 
 WIDEST_PLOT = 120
+MOST_TARGETS = 20
 NARROWEST_PLOT = 36
 WIDE_TABLE = 104
 BAR = 24
@@ -134,6 +135,7 @@ def header(view: View) -> Text:
                     f"{_arrow(f'{start:.1f}', f'{end:.1f}')} of {domains}"),
         ("energy", _energies(known["energy"])),
         ("drawn", "" if known["realised_l1"] is None else f"sequences within {known['realised_l1']:.4f} of the weights, in L1"),
+        *(("target", target_line(target)) for target in known["targets"][:MOST_TARGETS]),
         ("composed", ", ".join(run.composed)),
         ("source", run.source),
         ("caveat", run.caveat),
@@ -141,6 +143,18 @@ def header(view: View) -> Text:
     return Text("\n").join(
         Text.assemble((f"{label:<10}", "bold"), printable(value)) for label, value in lines if value.strip()
     )
+
+
+def target_line(target: dict[str, Any]) -> str:
+    """Returns what is said of a target: whether it guides, and its losses at the beginning and at the end."""
+    said = [f"{target['name']}  {'guides' if target['guided'] else 'measured only'}"]
+    for what, unit in (("loss", "nats"), ("bits_per_byte", "bits per byte")):
+        first, last = target[f"first_{what}"], target[f"last_{what}"]
+        if first is not None:
+            error = target["last_standard_error"]
+            beside = f" ± {error:.3f}" if what == "loss" and error is not None else ""
+            said.append(f"{_arrow(f'{first:.3f}', f'{last:.3f}')}{beside} {unit}")
+    return "  ".join(said)
 
 
 def _warm_up(schedule: Schedule) -> str:
@@ -296,6 +310,12 @@ def _short(name: str, width: int) -> str:
     return name if len(name) <= width else "…" + name[1 - width :]
 
 
+def _race(view: View, first: View, target: str) -> str:
+    share = share_to_reach(view.schedule, first.schedule, target)
+    reached = "never" if share is None else f"in {share:.0%} of its steps"
+    return f"{'target':<9}{view.label} reaches the best of {first.label} on {target}: {reached}"
+
+
 def distance_lines(views: list[View]) -> Text:
     """Returns the distances of each file's weights to those of the first file, over progress."""
     lines = []
@@ -307,4 +327,7 @@ def distance_lines(views: list[View]) -> Text:
             moves = part["max"] - part["mean"] > 1e-6
             shape = f"  max {part['max']:z.3f}  {sparkline(np.array(part['by_progress']), 24)}" if moves else ""
             lines.append(f"{unit:<9}{pair}: mean {part['mean']:z.3f}{shape}")
+        for target in views[0].schedule.targets:
+            if target in view.schedule.targets:
+                lines.append(_race(view, views[0], target))
     return Text("\n".join(map(printable, lines)))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from acodm_cli.display.style import printable
 from acodm_cli.errors import UsageError
 from acodm_cli.schedule.compose import means
-from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Schedule
+from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, TARGETS, Schedule
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ PLOTS = {
         "self magnitude and interaction energy", "‖Gα‖², its two parts", ("self_energy", "interaction_energy")
     ),
     "validation": Plot("validation loss by domain", "nats", ("validation_loss",), sparse=True),
+    "target": Plot("held-out text of targets", "bits per byte", (TARGETS,), sparse=True),
     "entropy": Plot("entropy of the weights", "nats", ("entropy",)),
 }
 
@@ -103,7 +104,11 @@ def series(schedule: Schedule, what: str, points: int, deviation_SK: NDArray[np.
     check_plot(schedule, what)
     plot = plot_of(what)
     of_domains = plot.columns[0] in schedule.per_domain
-    if of_domains:
+    if what == "target":
+        names = schedule.targets
+        found = [schedule.per_step[f"{TARGETS}{name}.bits_per_byte"] for name in names]
+        values_SN = np.stack(found, axis=1) if found else np.full((len(schedule), 1), np.nan)
+    elif of_domains:
         names, values_SN = schedule.domains, schedule.per_domain[plot.columns[0]]
     else:
         names = [name.replace("self_energy", "self magnitude").replace("_", " ") for name in plot.columns]

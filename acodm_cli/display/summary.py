@@ -15,8 +15,8 @@ from rich.text import Text
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.holding_out import HOLD_OUT_EVERY
 from acodm_cli.corpus.preflight import DomainUse
-from acodm_cli.display.facts import validation_rows
-from acodm_cli.display.inspect import View, domain_table
+from acodm_cli.display.facts import describe, validation_rows
+from acodm_cli.display.inspect import View, domain_table, target_line
 from acodm_cli.display.style import cut, human_count, in_colour
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.writing import few
@@ -134,6 +134,15 @@ def print_summary(console: Console, schedule: Schedule) -> None:
             highlight=False,
             soft_wrap=not console.is_terminal,
         )
+    for target in describe("", schedule)["targets"]:
+        if target["last_loss"] is not None:
+            _line(console, f"target {target_line(target)}")
+            if target["first_loss"] - target["last_loss"] <= 2 * (target["last_standard_error"] or 0.0):
+                _line(
+                    console,
+                    f"warning: the loss of target {target['name']} did not fall; is this text that can be learned?",
+                    "yellow",
+                )
 
 
 def print_efficiency(console: Console, efficiency: Efficiency) -> None:

@@ -62,6 +62,8 @@ DOMAIN_COLUMNS = {
     "reward": np.float32,
     "validation_loss": np.float32,
 }
+# What the names of the columns of targets begin with: target.NAME.loss, target.NAME.bits_per_byte, …
+TARGETS = "target."
 STEP_COLUMNS = (
     "train_loss",
     "learning_rate",
@@ -122,6 +124,16 @@ class Schedule:
     def __repr__(self) -> str:
         policy = "with" if self.policy else "without"
         return f"Schedule({len(self)} rows to step {self.step_S[-1]}, {len(self.domains)} domains, {policy} policy)"
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of the targets whose losses were recorded."""
+        ending = ".loss"
+        return [
+            name[len(TARGETS) : -len(ending)]
+            for name, per in self.metrics.items()
+            if name.startswith(TARGETS) and name.endswith(ending) and per == "step"
+        ]
 
     @cached_property
     def warm_up_rows(self) -> int:
@@ -241,7 +253,8 @@ class Schedule:
     def read(cls, path: Path, columns: Collection[str] | None = None) -> Schedule:
         """Reads and checks a schedule file.
 
-        columns: those of DOMAIN_COLUMNS, STEP_COLUMNS and the metrics to read besides the weights; None for all.
+        columns: those of DOMAIN_COLUMNS, STEP_COLUMNS and the metrics to read besides the weights; None for all. TARGETS stands
+            for the columns of all targets.
 
         Raises:
             ScheduleError: the file is missing, not a schedule of this format version, truncated, or inconsistent.
@@ -256,7 +269,14 @@ class Schedule:
                 metrics = _check_columns(file.schema_arrow, info.pop("metrics", None), path)
                 policy = _read_policy(file.schema_arrow.metadata, path)
                 known = (*DOMAIN_COLUMNS, *STEP_COLUMNS, *metrics)
-                wanted = [name for name in known if name == "weight" or columns is None or name in columns]
+                wanted = [
+                    name
+                    for name in known
+                    if name == "weight"
+                    or columns is None
+                    or name in columns
+                    or (TARGETS in columns and name.startswith(TARGETS))
+                ]
                 _check_size(file, raw, wanted, path)
                 schedule = replace(_read_steps(file, wanted, metrics, info, path), policy=policy)
                 written = file.schema_arrow.metadata
