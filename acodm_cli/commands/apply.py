@@ -6,6 +6,7 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
+from acodm_cli.commands.evaluate import evaluate_saved
 from acodm_cli.commands.train import carry_out
 from acodm_cli.display.progress import make_console
 from acodm_cli.errors import ScheduleError
@@ -23,8 +24,10 @@ def run_apply(settings: RunSettings, start: StartSettings, given: set[str]) -> N
         settings = _completed(settings, given, schedule)
     elif settings.mode == "policy" and schedule is not None and schedule.policy is None:
         raise ScheduleError(f"{settings.schedule} holds no policy any more; restore it, or start over with --force")
-    if not carry_out(settings, start, schedule):
+    written = carry_out(settings, start, schedule)
+    if written is None:
         return
+    evaluate_saved(settings, start, written)
     look = shlex.join(filter(None, ["acodm", "inspect", settings.schedule, str(start.out)]))
     make_console().print(f"\nmodel:       {settings.save_model}\nlook at it:  {look}", highlight=False, soft_wrap=True)
     print(start.out)  # noqa: T201 - the result, for scripts

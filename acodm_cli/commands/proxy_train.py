@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from acodm_cli.commands.evaluate import evaluate_saved
 from acodm_cli.commands.train import carry_out
 from acodm_cli.corpus.settings import CorpusSettings
 from acodm_cli.display.progress import make_console
@@ -13,8 +14,10 @@ from acodm_cli.settings import declared
 
 def run_proxy_train(settings: RunSettings, start: StartSettings) -> None:
     """Carries the run out, and prints what to do next."""
-    if not carry_out(settings, start, None):
+    written = carry_out(settings, start, None)
+    if written is None:
         return
+    evaluate_saved(settings, start, written)
     target = ["acodm", "apply", "--schedule", str(start.out), "--model", _larger(settings.model)]
     for name, each in declared(CorpusSettings).items():
         if (value := getattr(settings, name)) != each.default and name != "cache_dir":

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from acodm_cli.corpus.cache import cache_folder, cached_bytes
 from acodm_cli.corpus.preflight import domain_uses
-from acodm_cli.display.progress import PreparationDisplay, TrainingDisplay, make_console, say_at_once
+from acodm_cli.display.progress import PartsDisplay, TrainingDisplay, make_console, say_at_once
 from acodm_cli.display.summary import print_corpus, print_efficiency, print_preflight, print_summary, print_title
 from acodm_cli.engine.distributed import joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds
@@ -18,6 +18,7 @@ from acodm_cli.limits import cores_of_this_job
 from acodm_cli.runs.build import build_run
 from acodm_cli.runs.disk_plan import plan_disk
 from acodm_cli.runs.efficiency import Efficiency
+from acodm_cli.runs.evaluation import check_evaluation
 from acodm_cli.runs.folder import RunFolder
 from acodm_cli.runs.memory_plan import gib
 from acodm_cli.runs.observer import Observer
@@ -35,9 +36,8 @@ BUSY = 1.5
 TRIED_STEPS, TRIED_SECONDS = 4, 10.0
 
 
-def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | None) -> bool:
-    """Trains and writes the files. Returns whether there is something to tell: only on the first rank, and not after a
-    dry run.
+def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | None) -> Schedule | None:
+    """Trains and writes the files. Returns the schedule that was written: only on the first rank, and not after a dry run.
 
     settings: with --resume, those of the run to continue. schedule: the schedule to apply, None if there is none.
 
@@ -61,7 +61,8 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
             ranks.first(lambda: check_trackers(settings.trackers, start.out, start.force or start.resume))
             ranks.first(lambda: stack.enter_context(folder.locked(warn)))
             ranks.first(lambda: stack.enter_context(folder.model_locked(settings.save_model)))
-        with PreparationDisplay(console) as on_progress:
+        ranks.first(lambda: check_evaluation(settings))
+        with PartsDisplay(console, "preparing") as on_progress:
             run = build_run(settings, schedule=schedule, ranks=ranks, on_progress=on_progress, warn=warn)
         disk = ranks.shared(lambda: plan_disk(folder, settings, run.parameters))
         print_title(console, run.info(), run.compute.label)
@@ -70,7 +71,7 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         _show_preflight(run, disk, console)
         if start.dry_run:
             _rehearse(run, console)
-            return False
+            return None
         if start.resume:
             run.keep_in(folder, stop, resume=True)
             step = run.trainer.step
@@ -93,11 +94,10 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
                 if efficiency.steps == TRIED_STEPS:
                     _say_how_long(run, console, efficiency)
         written = run.finish()
-        if written is None:
-            return False
-        print_summary(console, written)
-        print_efficiency(console, efficiency)
-        return True
+        if written is not None:
+            print_summary(console, written)
+            print_efficiency(console, efficiency)
+        return written
 
 
 def _use_threads(threads: int | None) -> None:

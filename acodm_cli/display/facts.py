@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
         "tokens": int(schedule.tokens_S[-1]) - schedule.timeline.tokens_before,
         "warm_up_steps": schedule.run.warm_up,
         "has_policy": schedule.policy is not None,
+        "evaluation": None if schedule.run.evaluation is None else asdict(schedule.run.evaluation),
         "info": schedule.info,
         "domains": domains,
         "targets": [_of_target(schedule, target) for target in schedule.targets],

@@ -19,9 +19,20 @@ from rich.text import Text
 from acodm_cli.display.facts import describe, distances, share_to_reach
 from acodm_cli.display.plot import area_plot, line_plot, sparkline
 from acodm_cli.display.series import Series, series
-from acodm_cli.display.style import bar, colour_of, cut, human_count, in_colour, joined, key_of, plot_width, printable
+from acodm_cli.display.style import (
+    bar,
+    colour_of,
+    cut,
+    human_count,
+    in_colour,
+    joined,
+    key_of,
+    plot_width,
+    printable,
+    score,
+)
 from acodm_cli.errors import UsageError
-from acodm_cli.schedule.info import RunInfo
+from acodm_cli.schedule.info import Evaluation, RunInfo
 from acodm_cli.schedule.schedule import Schedule
 
 WIDEST_PLOT = 120
@@ -30,6 +41,7 @@ NARROWEST_PLOT = 36
 WIDE_TABLE = 104
 BAR = 24
 SHORTEST_NAME = 8
+MOST_SCORES = 8
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,7 @@ def header(view: View) -> Text:
         ("energy", _energies(known["energy"])),
         ("drawn", "" if known["realised_l1"] is None else f"sequences within {known['realised_l1']:.4f} of the weights, in L1"),
         *(("target", target_line(target)) for target in known["targets"][:MOST_TARGETS]),
+        ("evaluated", evaluation_text(run)),
         ("composed", ", ".join(run.composed)),
         ("source", run.source),
         ("caveat", run.caveat),
@@ -165,6 +178,21 @@ def _warm_up(schedule: Schedule) -> str:
     if not rows:
         return f"to step {last:,}: nothing is learned yet"
     return f"to step {last:,}: random, and left out of means, replay and exports"
+
+
+def evaluation_text(run: RunInfo) -> str:
+    """Returns the first scores of a run's model, and how they were measured; an empty text if there are none."""
+    if run.evaluation is None:
+        return ""
+    scores = run.evaluation.scores
+    said = [f"{each.task} {each.metric} {score(each.value, each.stderr)}" for each in scores[:MOST_SCORES]]
+    more = f"{len(scores) - MOST_SCORES} more in --json" if len(scores) > MOST_SCORES else ""
+    return joined("  ", *said, more, f"({how_measured(run.evaluation)})")
+
+
+def how_measured(evaluation: Evaluation) -> str:
+    """Returns by what an evaluation was made, and on how much."""
+    return joined(", ", evaluation.harness, evaluation.limit and f"at most {evaluation.limit:,} samples of each task")
 
 
 def _brief(view: View) -> Text:

@@ -35,36 +35,40 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class PreparationDisplay:
-    """Shows the progress of tokenisation, but only when there is something to tokenise."""
+class PartsDisplay:
+    """Shows the progress of work in named parts, such as tokenisation by domain, but only when a part has begun.
 
-    def __init__(self, console: Console) -> None:
+    doing: the word before the name of a part.
+    """
+
+    def __init__(self, console: Console, doing: str) -> None:
         self.console = console
+        self.doing = doing
         self.current = ""
         self.progress: Progress | None = None
         if console.is_terminal:
             columns = (
-                TextColumn("preparing {task.description}", markup=False),
+                TextColumn(f"{doing} {{task.description}}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
             )
             self.progress = Progress(*columns, console=console, transient=True)
 
-    def __enter__(self) -> PreparationDisplay:
+    def __enter__(self) -> PartsDisplay:
         return self
 
-    def __call__(self, domain: str, done: int, total: int) -> None:
+    def __call__(self, part: str, done: int, total: int) -> None:
         if self.progress is None:
-            if domain != self.current:
-                self.console.print(f"preparing {domain}", highlight=False)
+            if part != self.current:
+                self.console.print(f"{self.doing} {part}", highlight=False)
         else:
-            if domain != self.current:
+            if part != self.current:
                 for task in self.progress.task_ids:
                     self.progress.remove_task(task)
-                self.progress.add_task(domain, total=total)
+                self.progress.add_task(part, total=total)
                 self.progress.start()
             self.progress.update(self.progress.task_ids[-1], completed=done)
-        self.current = domain
+        self.current = part
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

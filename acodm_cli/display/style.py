@@ -73,6 +73,16 @@ def human_count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def score(value: float, stderr: float | None) -> str:
+    """Returns a result of an evaluation, with its standard error if that is known."""
+    return measured(value) if stderr is None else f"{measured(value)} ± {measured(stderr)}"
+
+
+def measured(value: float) -> str:
+    """Returns a measured number in four decimals, or in four digits if it is large."""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
 def printable(text: str, instead: str = "?") -> str:
     """Returns the text with every character replaced that is not printable. Schedules come from strangers: no control
     characters may reach the terminal, and no marks that turn the direction of a text may reach a page."""

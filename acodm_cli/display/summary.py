@@ -16,8 +16,9 @@ from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.holding_out import HOLD_OUT_EVERY
 from acodm_cli.corpus.preflight import DomainUse
 from acodm_cli.display.facts import describe, validation_rows
-from acodm_cli.display.inspect import View, domain_table, target_line
-from acodm_cli.display.style import cut, human_count, in_colour
+from acodm_cli.display.inspect import View, domain_table, how_measured, target_line
+from acodm_cli.display.style import cut, human_count, in_colour, measured, printable
+from acodm_cli.schedule.info import Evaluation
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.writing import few
 
@@ -143,6 +144,20 @@ def print_summary(console: Console, schedule: Schedule) -> None:
                     f"warning: the loss of target {target['name']} did not fall; is this text that can be learned?",
                     "yellow",
                 )
+
+
+def print_evaluation(console: Console, evaluation: Evaluation, results: Path) -> None:
+    """Prints the scores of a run's model. results: the file with all that was measured."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "metric"):
+        table.add_column(name)
+    for name in ("value", "stderr"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in evaluation.scores:
+        stderr = "" if each.stderr is None else measured(each.stderr)
+        table.add_row(printable(each.task), printable(each.metric), measured(each.value), stderr)
+    console.print(table)
+    _line(console, f"{how_measured(evaluation)}; all results: {results}", "dim")
 
 
 def print_efficiency(console: Console, efficiency: Efficiency) -> None:

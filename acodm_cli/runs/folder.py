@@ -28,7 +28,7 @@ from acodm_cli.schedule.library import RECORD
 from acodm_cli.settings import declared
 from acodm_cli.writing import atomic_file, in_short, locked_file, partials_of, why_not_written
 
-RUN_VERSION = 3
+RUN_VERSION = 4
 CHECKPOINT_VERSION = 3
 _OF_A_MODEL = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
@@ -70,8 +70,9 @@ class RunFolder:
                 raise UsageError(
                     f"{self.path} holds an unfinished run; continue it with --resume, or start over with --force"
                 )
-            if model is not None and model.exists():
-                raise UsageError(f"{model} exists; use --force to replace it, or another --save-model")
+            for place in (model, results_of(model)) if model is not None else ():
+                if place.exists():
+                    raise UsageError(f"{place} exists; use --force to replace it, or another --save-model")
         for parent in {self.out.absolute().parent, (model or self.out).absolute().parent}:
             try:
                 with tempfile.TemporaryFile(dir=parent):
@@ -309,6 +310,11 @@ class RunFolder:
         if found:
             raise AcodmError(f"no checkpoint in {self.path} can be read; start over with --force")
         return None
+
+
+def results_of(model: Path) -> Path:
+    """Returns where the results of a model's evaluation are: beside its folder, which holds nothing but the model."""
+    return model.parent / f"{model.name}.eval.json"
 
 
 def bytes_of(state: Any) -> int:

@@ -11,11 +11,13 @@ from torch import nn
 
 from acodm_cli.corpus.tokenizer import Tokenizer
 from acodm_cli.errors import AcodmError
+from acodm_cli.runs.folder import results_of
 from acodm_cli.writing import atomic_folder, why_not_written
 
 
 def save_model(model: nn.Module, weights: dict[str, Any], tokenizer: Tokenizer, seq_len: int, folder: Path) -> None:
-    """Writes a model and its tokenizer, as they were trained. The folder is complete or not there at all.
+    """Writes a model and its tokenizer, as they were trained. The folder is complete or not there at all. What was measured of
+    a model that it replaces is removed.
 
     weights: those of the whole model. seq_len: the length of the sequences it was trained with, which the files give as the
     longest that it takes.
@@ -40,6 +42,7 @@ def save_model(model: nn.Module, weights: dict[str, Any], tokenizer: Tokenizer, 
         with atomic_folder(folder) as partial:
             model.save_pretrained(partial, state_dict=weights)  # type: ignore[operator]
             _save_tokenizer(tokenizer, seq_len, partial)
+            results_of(folder).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         why = why_not_written(error, folder.parent, sum(tensor.nbytes for tensor in weights.values()))
         raise AcodmError(f"cannot write the model to {folder}: {why}; make room and use --resume") from None

@@ -44,7 +44,35 @@ class FileSettings:
 
 
 @dataclass(frozen=True)
-class RunSettings(FileSettings, AlignmentSettings, MixingSettings, TargetSettings, CorpusSettings, TrainSettings):
+class EvaluationSettings:
+    """The settings that say how lm-evaluation-harness evaluates the saved model when the run is complete."""
+
+    PANEL: ClassVar = "Evaluation"
+
+    evaluate: str | None = setting(None, changeable=True)
+    """Evaluate the saved model on these tasks of lm-evaluation-harness (acodm[eval]), with commas between them, when the
+    run is complete. none: on no task, also if the run that is resumed had some."""
+
+    evaluate_tasks: str | None = setting(None, changeable=True)
+    """A folder with task definitions of your own, beside those that lm-evaluation-harness has."""
+
+    evaluate_limit: int | None = setting(None, least=1, changeable=True)
+    """The number of samples of each task. Default: all."""
+
+    evaluate_unsafe: bool = setting(False, changeable=True)
+    """Allow tasks, such as humaneval, that execute what the model writes on this machine. Use a container."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks to evaluate on, each once."""
+        names = [name.strip() for name in (self.evaluate or "").split(",")]
+        return [name for name in dict.fromkeys(names) if name not in ("", "none")]
+
+
+@dataclass(frozen=True)
+class RunSettings(
+    EvaluationSettings, FileSettings, AlignmentSettings, MixingSettings, TargetSettings, CorpusSettings, TrainSettings
+):
     """Everything that decides what a run computes. Each part of the program takes the group that it knows.
 
     The settings are stored in the run's folder, so that `--resume` needs only `--out`.
@@ -81,7 +109,9 @@ class RunSettings(FileSettings, AlignmentSettings, MixingSettings, TargetSetting
 
         files: the options of the mixer that name files."""
         changed: dict[str, Any] = {
-            name: _absolute(text) for name in ("save_model", "cache_dir") if (text := getattr(self, name))
+            name: _absolute(text)
+            for name in ("save_model", "cache_dir", "evaluate_tasks")
+            if (text := getattr(self, name))
         }
         for name in ("data", "tokenizer", "schedule"):  # or they are names of the hub, or of reference schedules
             changed[name] = _absolute_if_there(getattr(self, name))

@@ -14,6 +14,28 @@ WARM_UP = "warm-up"
 
 
 @dataclass(frozen=True)
+class Score:
+    """What a model reached in a task, by one metric. stderr: the standard error, n_shot: the examples in a prompt; None if it is
+    not known."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n_shot: int | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a run's model. harness: the program that did it. limit: the most samples of each task, None for
+    all."""
+
+    harness: str
+    limit: int | None
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What is known of a run. Where the metadata do not say, a text is empty, a number is None and a mapping is empty.
 
@@ -21,7 +43,8 @@ class RunInfo:
     batch: global batch in sequences. seq_len: predicted tokens per sequence. seeds: one of a run, several of a mean
     over runs. prior: weight by domain. tokens, sequences: the size of the corpus, by domain. composed: what was done to
     the schedule since, in order. warm_up: the last step in which weights were drawn around the prior, before learning
-    began; 0 if there was none. title, paper, source, caveat: what published mixtures say of themselves.
+    began; 0 if there was none. evaluation: what was measured of the trained model. title, paper, source, caveat: what
+    published mixtures say of themselves.
     """
 
     acodm_version: str
@@ -42,6 +65,7 @@ class RunInfo:
     sequences: dict[str, float]
     composed: tuple[str, ...]
     warm_up: int
+    evaluation: Evaluation | None
     title: str
     paper: str
     source: str
@@ -71,6 +95,7 @@ class RunInfo:
             sequences=_numbers(corpus.get("sequences")),
             composed=tuple(filter(None, map(_text, composed))) if isinstance(composed, list) else (),
             warm_up=_warm_up(info.get("phase")),
+            evaluation=_evaluation(_mapping(info.get("evaluation"))),
             title=_text(info.get("title")),
             paper=_text(info.get("paper")),
             source=_text(info.get("source")),
@@ -110,6 +135,20 @@ def _warm_up(phases: Any) -> int:
     """Returns the last step of the first phase if that is warm-up. phases: objects with name, first_step and last_step."""
     first = _mapping(phases[0]) if isinstance(phases, list) and phases else {}
     return (_whole(first.get("last_step"), 1) or 0) if first.get("name") == WARM_UP else 0
+
+
+def _evaluation(value: dict[str, Any]) -> Evaluation | None:
+    """Returns what was measured, None if there is no score. results: by task and metric, objects with value and stderr."""
+    shots = _mapping(value.get("n_shot"))
+    scores = []
+    for task, metrics in sorted(_mapping(value.get("results")).items()):
+        for metric, known in sorted(_mapping(metrics).items()):
+            number = _number(_mapping(known).get("value"))
+            if number is not None:
+                stderr = _number(_mapping(known).get("stderr"))
+                scores.append(Score(task, metric, number, stderr, _whole(shots.get(task), 0)))
+    limit = _whole(value.get("limit"), 1)
+    return Evaluation(_text(value.get("harness")), limit, tuple(scores)) if scores else None
 
 
 def _seeds(values: list[Any]) -> tuple[int, ...]:
