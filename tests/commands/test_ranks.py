@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from acodm_cli.schedule.schedule import Schedule
 from tests.command_line import start_acodm
 from tests.commands.test_interruption import stop_at_step
+from tests.runs.test_targeted import write_target
 
 STEPS = 30
 
@@ -58,6 +59,27 @@ def test_two_ranks_equal_one_process(parallel: str, alone: Path, small: list[obj
     assert set(found) == set(expected)
     for name, values in expected.items():
         assert np.abs(found[name] - values).max() < 1e-3, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "checkpointing", "compiled"])
+def test_guide_passes_are_those_of_one_process(how: str, small: list[object], tmp_path: Path) -> None:
+    """Three sequences of guides for two ranks, so that one has less to do."""
+    target = write_target(tmp_path / "code.jsonl", "code")
+    guided = ["--target", target, "--guide-every", 2, "--guide-sequences", 3, "--micro-batch", 2, "--steps", 12]
+    run("proxy-train", *guided, "--out", tmp_path / "alone.parquet", *small)
+    options = {
+        "ddp": ["--nproc", 2],
+        "fsdp": ["--nproc", 2, "--parallel", "fsdp"],
+        "checkpointing": ["--activation-checkpointing"],
+        "compiled": ["--compile", "on"],
+    }[how]
+    run("proxy-train", *guided, "--out", tmp_path / "a.parquet", *options, *small)
+    assert_same_run(tmp_path / "a.parquet", tmp_path / "alone.parquet")
+    a, b = (Schedule.read(tmp_path / name) for name in ("a.parquet", "alone.parquet"))
+    for name in ("target.code.loss", "target.code.guide_loss"):
+        assert np.nanmax(np.abs(a.per_step[name] - b.per_step[name])) < 1e-3
+    assert np.nanmax(np.abs(a.per_domain["reward"] - b.per_domain["reward"])) < 1e-2 * np.nanmax(b.per_domain["reward"])
 
 
 @pytest.mark.slow
