@@ -24,6 +24,8 @@ Part = Literal["report", "guide"]
 # A split with fewer windows has no guide part.
 LEAST_WINDOWS = 8
 _MOST_BLOCKS = 64
+# The guide part of all domains together, and how many sequences of each it has at most.
+GUIDE_OF_DOMAINS, _MOST_GUIDES = "held-out domains", 256
 _GUIDE_EVERY = 4
 # How far the end of a document is looked for, and how far one reaches at most in the count of documents.
 _LOOK = 1 << 20
@@ -138,6 +140,20 @@ def validation_windows(corpus: Corpus, seq_len: int, part: Part = "report") -> l
     """Returns the windows of a part of each domain's validation text, in the order of the domains."""
     end = corpus.tokenizer.end_of_document
     return [Windows(domain.validation, seq_len, end, part) for domain in corpus.domains]
+
+
+def guide_of_domains(corpus: Corpus, seq_len: int) -> HeldOutText | None:
+    """Returns the guide part of all domains as one text, with as many sequences of each, so that its loss is the mean over
+    domains. None if a domain has no guide part."""
+    windows = validation_windows(corpus, seq_len, "guide")
+    rows = min(_MOST_GUIDES, *map(len, windows))
+    if not rows:
+        return None
+    texts = validation_texts(corpus, windows, [rows] * len(windows))
+    firsts = np.cumsum([0, *(len(text.tokens_D) for text in texts)])
+    documents_NT = np.concatenate([text.documents_NT + first for text, first in zip(texts, firsts, strict=False)])
+    tokens_NU, counted_NT = (np.concatenate([getattr(t, name) for t in texts]) for name in ("tokens_NU", "counted_NT"))
+    return make_text(GUIDE_OF_DOMAINS, tokens_NU, counted_NT, documents_NT, corpus.tokenizer.token_bytes_V)
 
 
 def validation_texts(corpus: Corpus, windows: Sequence[Windows], rows_K: Sequence[int]) -> list[HeldOutText]:

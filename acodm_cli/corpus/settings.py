@@ -21,6 +21,10 @@ class TargetSettings:
     target_weight: dict[str, str] | None = setting(None)
     """How much a target counts beside the others: NAME=2. Default: 1."""
 
+    guide: Literal["targets", "domains"] = "targets"
+    """What rewards the mixture: the targets, if there are any; or the held-out text of all domains alike, so that a domain that
+    is only memorised is not rewarded. Targets are then measured only."""
+
     target_balance: Literal["sum", "robust"] = "sum"
     """sum: the weighted sum of the targets' losses; robust: those that improve least count more."""
 
@@ -31,10 +35,10 @@ class TargetSettings:
     """The field with the prompt of a target's records. Then only the tokens of the answer count."""
 
     guide_every: int = setting(8, least=1)
-    """The number of steps between looks at the gradients of targets."""
+    """The number of steps between looks at the gradients of what guides."""
 
     guide_sequences: int | None = setting(None, least=1)
-    """The number of sequences of targets in such a look. Default: an eighth of the batch, at least one per target."""
+    """The number of held-out sequences in such a look. Default: an eighth of the batch, at least one per target."""
 
 
 @dataclass(frozen=True)

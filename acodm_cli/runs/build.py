@@ -21,10 +21,11 @@ from acodm_cli.alignment.estimators import make_probe
 from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.corpus.embedded import EMBEDDED_DOMAINS
+from acodm_cli.corpus.held_out import GUIDE_OF_DOMAINS, LEAST_WINDOWS, HeldOutText, guide_of_domains
 from acodm_cli.corpus.preflight import check_room
 from acodm_cli.corpus.settings import TargetSettings
 from acodm_cli.corpus.store_writer import OnProgress
-from acodm_cli.corpus.targets import open_targets, overlap
+from acodm_cli.corpus.targets import Target, open_targets, overlap
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.guide import Guide
@@ -55,7 +56,7 @@ ALONE = Ranks()
 # A schedule that is replayed over so many times its tokens is warned of.
 STRETCHED = 10
 # The settings of guide passes, and which share of the batch a pass has by default.
-GUIDE = ("target_balance", "guide_every", "guide_sequences")
+GUIDE = ("guide", "target_balance", "guide_every", "guide_sequences")
 GUIDE_SHARE = 8
 
 
@@ -116,9 +117,7 @@ def build_run(
             )
     prior_K = _prior(settings, corpus, schedule)
     if mixer is None:
-        names, weights = tuple(t.name for t in targets), tuple(t.weight for t in targets)
-        objective = Objective(names, weights, settings.target_balance)
-        mixer = _make_mixer(settings, corpus, prior_K, schedule, objective)
+        mixer = _make_mixer(settings, corpus, prior_K, schedule, _objective(settings, targets))
         _check_applies(settings, mixer, len(targets))
     if mixer.needs_gram and settings.batch < 2 * len(corpus.names):
         warn(_small_batch(settings.batch, len(corpus.names), mixer.name))
@@ -135,16 +134,15 @@ def build_run(
             check_causal(model, settings.model, host)
         if settings.activation_checkpointing:
             checkpoint_activations(model)
-        probe = None
+        probe, guide = None, None
         if mixer.needs_gram:
-            guides = len(targets) if mixer.guided else 0
-            probe = make_probe(model, len(corpus.names), settings, settings.seed, compute.device, guides)
+            texts = _guide_texts(settings, corpus, targets) if mixer.guided else []
+            if texts:
+                sequences = settings.guide_sequences or settings.batch // GUIDE_SHARE
+                guide = Guide(texts, settings.guide_every, sequences, settings.seed)
+            probe = make_probe(model, len(corpus.names), settings, settings.seed, compute.device, len(texts))
             check_probe(probe, settings.batch, compute)
         reference = _reference(mixer.reference, config.vocab_size, compute) if mixer.reference else None
-        guide = None
-        if mixer.guided and targets:
-            sequences = settings.guide_sequences or settings.batch // GUIDE_SHARE
-            guide = Guide([target.guide for target in targets], settings.guide_every, sequences, settings.seed)
         reports = [target.report for target in targets]
         trainer = Trainer(model, corpus, mixer, training, compute, probe, ranks, reference, reports, guide)
     # One rank does this for all, because a reference model is large.
@@ -246,12 +244,33 @@ def _make_mixer(
     return make_mixer(name, task)
 
 
+def _objective(settings: RunSettings, targets: list[Target]) -> Objective:
+    """Returns what the mixture is for."""
+    if settings.guide == "domains":
+        return Objective((GUIDE_OF_DOMAINS,), (1.0,))
+    return Objective(tuple(t.name for t in targets), tuple(t.weight for t in targets), settings.target_balance)
+
+
+def _guide_texts(settings: RunSettings, corpus: Corpus, targets: list[Target]) -> list[HeldOutText]:
+    """Returns the text of each part of the objective that guides. Raises UsageError if there is not enough."""
+    if settings.guide == "targets":
+        return [target.guide for target in targets]
+    text = guide_of_domains(corpus, settings.seq_len)
+    if text is None:
+        raise UsageError(
+            f"--guide domains needs validation text of at least {LEAST_WINDOWS} sequences of every domain; give more, or a smaller "
+            "--seq-len"
+        )
+    return [text]
+
+
 def _check_applies(settings: RunSettings, mixer: Mixer, num_targets: int) -> None:
     """Raises UsageError if the user changed a setting of the mixture or the targets that would do nothing."""
     used = {*mixer.uses, *(declared(AlignmentSettings) if mixer.needs_gram else ()), *(GUIDE if mixer.guided else ())}
     changed = settings.changed()
     for name in declared(TargetSettings):
-        if name in changed and name != "target" and not num_targets:
+        of_targets = name.startswith("target_") or settings.guide == "targets"
+        if name in changed and name != "target" and of_targets and not num_targets:
             raise UsageError(
                 f"{declared(RunSettings)[name].option} is for targets; name one with --target, or leave it out"
             )

@@ -298,10 +298,15 @@ class Run:
             },
         }
 
+    def _guided(self, target: Target) -> bool:
+        guide = self.trainer.guide
+        return guide is not None and target.name in [text.name for text in guide.texts]
+
     def _target_info(self, target: Target) -> dict[str, Any]:
         """Returns what the schedule file says about a target: which documents guided, and which were reported on."""
-        info: dict[str, Any] = {"weight": target.weight, "guided": self.trainer.guide is not None}
-        if self.trainer.guide is not None:
+        info: dict[str, Any] = {"weight": target.weight, "guided": self._guided(target)}
+        if self._guided(target):
+            assert self.trainer.guide is not None
             info |= {"balance": self.settings.target_balance, "guide_every": self.trainer.guide.every}
             info["guide_sequences"] = self.trainer.guide.sequences
         for part, hashes in (("guide", target.guide_hashes), ("report", target.report_hashes)):

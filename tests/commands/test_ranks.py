@@ -68,13 +68,13 @@ def test_guide_passes_are_those_of_one_process(how: str, small: list[object], tm
     target = write_target(tmp_path / "code.jsonl", "code")
     guided = ["--target", target, "--guide-every", 2, "--guide-sequences", 3, "--micro-batch", 2, "--steps", 12]
     run("proxy-train", *guided, "--out", tmp_path / "alone.parquet", *small)
-    options = {
+    ways: dict[str, list[object]] = {
         "ddp": ["--nproc", 2],
         "fsdp": ["--nproc", 2, "--parallel", "fsdp"],
         "checkpointing": ["--activation-checkpointing"],
         "compiled": ["--compile", "on"],
-    }[how]
-    run("proxy-train", *guided, "--out", tmp_path / "a.parquet", *options, *small)
+    }
+    run("proxy-train", *guided, "--out", tmp_path / "a.parquet", *ways[how], *small)
     assert_same_run(tmp_path / "a.parquet", tmp_path / "alone.parquet")
     a, b = (Schedule.read(tmp_path / name) for name in ("a.parquet", "alone.parquet"))
     for name in ("target.code.loss", "target.code.guide_loss"):

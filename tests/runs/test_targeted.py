@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from acodm_cli import RunSettings, Schedule, build_run
-from acodm_cli.corpus.corpus import Corpus
+from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.engine.guide import Guide
 from acodm_cli.mixing.baselines.static import uniform_weights
 from acodm_cli.mixing.mixer import Array, Mixer, Observation
@@ -190,3 +190,39 @@ def test_a_static_mixture_reports_targets_too(small: list[object], targets: tupl
     schedule = Schedule.read(out)
     assert np.isfinite(schedule.per_step["target.maths.bits_per_byte"][-1])
     assert schedule.info["targets"]["code"]["guided"] is False
+
+
+def test_held_out_text_of_domains_guides(corpus: Corpus, targets: tuple[str, str]) -> None:
+    settings = replace(SMALL, steps=24, target=targets[:1], guide="domains", guide_every=2)
+    run = finished(settings, corpus)
+    guide = run.trainer.guide
+    assert guide is not None
+    (text,) = guide.texts
+    assert len(text) % 4 == 0
+    reported = set().union(*(rows_of(each.tokens_NU) for each in run.trainer.texts))
+    assert not rows_of(text.tokens_NU) & reported
+    schedule = run.schedule()
+    assert schedule.info["targets"]["code"]["guided"] is False
+    assert schedule.targets == ["code"]
+    assert np.isfinite(schedule.per_domain["reward"][-1]).all()
+
+
+def test_a_domain_that_is_memorised_loses_its_reward(tokenizer_file: Path, tmp_path: Path) -> None:
+    """Two documents again and again have gradients of their own, but these do not help on held-out text of that domain."""
+    for domain, seen in (("code", 2), ("prose", 200)):
+        (tmp_path / "data" / domain).mkdir(parents=True)
+        for split, texts in (
+            ("train", generate_documents(domain, seen, 0)),
+            ("validation", generate_documents(domain, 60, 1)),
+        ):
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+            (tmp_path / "data" / domain / f"{split}.jsonl").write_text(lines)
+    small = replace(
+        SMALL, data=str(tmp_path / "data"), tokenizer=str(tokenizer_file), cache_dir=str(tmp_path / "cache")
+    )
+    settings = replace(small, steps=200, batch=16, lr=3e-3, guide="domains", guide_every=1, guide_sequences=8)
+    schedule = finished(settings, open_corpus(settings, seq_len=32)).schedule()
+    reward_SK = schedule.per_domain["reward"]
+    assert reward_SK[9, 0] > 2 * reward_SK[9, 1], "it is easy to learn at first"
+    assert reward_SK[-50:, 0].mean() < reward_SK[-50:, 1].mean()
+    assert schedule.weights_SK[-1, 0] < 0.3
