@@ -12,8 +12,9 @@ import pytest
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.corpus.settings import CorpusSettings, TargetSettings
 from acodm_cli.corpus.targets import Target, open_targets, overlap
+from acodm_cli.corpus.tokenizer import load_tokenizer
 from acodm_cli.errors import UsageError
-from tests.conftest import generate_documents
+from tests.conftest import generate_documents, write_tokenizer
 
 
 def jsonl(path: Path, records: list[dict[str, object]]) -> Path:
@@ -134,3 +135,16 @@ def test_names_are_told_apart(corpus: Corpus, tmp_path: Path) -> None:
     assert [target.name for target in opened(corpus, path, f"y={path}")] == ["x", "y"]
     first, second = opened(corpus, path, f"y={path}")
     assert np.array_equal(first.guide.tokens_NU, second.guide.tokens_NU)
+
+
+def test_bytes_do_not_depend_on_the_tokenizer(corpus: Corpus, tmp_path: Path) -> None:
+    """Bits per byte compare across tokenizers, because all count the bytes of the same text."""
+    texts = [*generate_documents("code", 9, 5), "größer als π, 你好 — naïve\n", "\ttabs  and   spaces\r\n"]
+    path = jsonl(tmp_path / "x.jsonl", [{"text": text} for text in texts])
+    coarse, fine = corpus.tokenizer, load_tokenizer(str(write_tokenizer(tmp_path / "fine.json", vocabulary=300)))
+    tokens = []
+    for tokenizer in (coarse, fine):
+        (target,) = opened(replace(corpus, tokenizer=tokenizer), path)
+        assert target.guide.bytes + target.report.bytes == sum(len(text.encode()) for text in texts)
+        tokens.append(int(target.guide.counted_NT.sum() + target.report.counted_NT.sum()))
+    assert tokens[1] > 1.1 * tokens[0]
