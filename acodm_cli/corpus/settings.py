@@ -38,7 +38,7 @@ class TargetSettings:
     """The number of steps between looks at the gradients of what guides."""
 
     guide_sequences: int | None = setting(None, least=1)
-    """The number of held-out sequences in such a look. Default: an eighth of the batch, at least one per target."""
+    """The number of held-out sequences in such a look. Default: a sixteenth of the batch, at least one per target."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ ALONE = Ranks()
 STRETCHED = 10
 # The settings of guide passes, and which share of the batch a pass has by default.
 GUIDE = ("guide", "target_balance", "guide_every", "guide_sequences")
-GUIDE_SHARE = 8
+GUIDE_SHARE = 16
 
 
 def _warn(message: str) -> None:
