@@ -223,8 +223,8 @@ class Trainer:
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Accumulates the gradient of the batch's mean token loss over all ranks, without waiting for the device.
 
-        Returns sums_K, the sum of token losses per domain; gram_nn, if there is a probe; and excess_K, if there is a
-        reference: the sum per domain of what token losses exceed the reference's by.
+        Returns sums_K, the sum of token losses per domain; gram_nn, if there is a probe; excess_K, if there is a reference: the
+        sum per domain of what token losses exceed the reference's by; and guide_losses_J, if the step has a guide pass.
         """
         # Dropout and whatever else is random in a model depends on seed, step and rank only, so nothing of it needs to
         # be saved.
