@@ -10,6 +10,7 @@ from rich.console import Console
 
 from acodm_cli.corpus.cache import cache_folder, cached_bytes
 from acodm_cli.corpus.preflight import domain_uses
+from acodm_cli.corpus.targets import Target
 from acodm_cli.display.progress import PartsDisplay, TrainingDisplay, make_console, say_at_once
 from acodm_cli.display.summary import print_corpus, print_efficiency, print_preflight, print_summary, print_title
 from acodm_cli.engine.distributed import joined, ranks_asked_for
@@ -178,6 +179,13 @@ def _rehearse(run: Run, console: Console) -> None:
     )
 
 
+def _of_target(target: Target, sequences: int, guides: bool) -> str:
+    """Says what guides the mixture to a target, and what is reported of it."""
+    guide = f"{len(target.guide_hashes):,} documents guide the mixture; " if guides else ""
+    others = "others" if guides else "documents"
+    return f"target {target.name}: {guide}{sequences:,} sequences of {len(target.report_hashes):,} {others} are reported on"
+
+
 def _show_preflight(run: Run, disk: str, console: Console) -> None:
     """Shows what the run will use of its corpus, with the weights that it is known to follow, else with the prior."""
     s, planned_SK = run.settings, run.mixer.planned_weights()
@@ -187,6 +195,8 @@ def _show_preflight(run: Run, disk: str, console: Console) -> None:
     print_preflight(console, uses, whose)
     if run.ranks.is_first:
         print_corpus(console, run.corpus)
+        for target, text in zip(run.targets, run.trainer.texts[len(run.corpus.names) :], strict=True):
+            _say(console, _of_target(target, len(text), run.is_guided(target)), "dim")
     cache = cache_folder(s.cache_dir)
     _say(
         console,

@@ -14,7 +14,7 @@ class TargetSettings:
 
     PANEL: ClassVar = "Targets"
 
-    target: tuple[str, ...] = setting(())
+    target: tuple[str, ...] = setting((), changeable=True)
     """Text that the model should become good at: NAME=PATH or PATH, a file or folder of text, JSONL or Parquet. The option may be
     given several times. It is never trained on: one half guides the mixture, losses are reported on the other."""
 

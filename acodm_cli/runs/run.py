@@ -202,8 +202,8 @@ class Run:
         if path is None:
             return
         state = load_checkpoint(path, mapped=self.ranks.many)
-        for what, digest in state["inputs"].items():
-            if self.inputs.get(what) != digest:
+        for what in {**state["inputs"], **self.inputs}:
+            if self.inputs.get(what) != state["inputs"].get(what):
                 raise UsageError(
                     f"{what} has changed since the run of {folder.out} began; restore it, or start over with --force"
                 )
@@ -298,14 +298,15 @@ class Run:
             },
         }
 
-    def _guided(self, target: Target) -> bool:
+    def is_guided(self, target: Target) -> bool:
+        """Whether a target rewards the mixture, and is not only measured."""
         guide = self.trainer.guide
         return guide is not None and target.name in [text.name for text in guide.texts]
 
     def _target_info(self, target: Target) -> dict[str, Any]:
         """Returns what the schedule file says about a target: which documents guided, and which were reported on."""
-        info: dict[str, Any] = {"weight": target.weight, "guided": self._guided(target)}
-        if self._guided(target):
+        info: dict[str, Any] = {"weight": target.weight, "guided": self.is_guided(target)}
+        if self.is_guided(target):
             assert self.trainer.guide is not None
             info |= {"balance": self.settings.target_balance, "guide_every": self.trainer.guide.every}
             info["guide_sequences"] = self.trainer.guide.sequences

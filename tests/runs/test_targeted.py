@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from acodm_cli.mixing.mixer import Array, Mixer, Observation
 from acodm_cli.mixing.objective import Balance, Objective
 from acodm_cli.runs.run import Run
 from tests.command_line import acodm
+from tests.commands.test_interruption import stop_at_step
 from tests.conftest import generate_documents
 from tests.runs.test_build import SMALL
 
@@ -131,6 +133,19 @@ def test_resumed_runs_are_bit_for_bit(corpus: Corpus, targets: tuple[str, str]) 
     assert np.array_equal(a.weights_SK, b.weights_SK)
     for name, values in a.per_step.items():
         assert np.array_equal(values, b.per_step[name], equal_nan=True), name
+
+
+def test_a_target_may_move_but_not_change(small: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    first = write_target(tmp_path / "code.jsonl", "code")
+    how = ["--target", first, "--checkpoint-every", 2, "--steps", 40]
+    assert stop_at_step(6, signal.SIGTERM, "proxy-train", *how, "--out", out, *small)[0] == 143
+    moved = first.rename(tmp_path / "moved.jsonl")
+    changed = write_target(tmp_path / "changed.jsonl", "code", 30)
+    for target, code in ((f"code={changed}", 2), (f"other={moved}", 2), (f"code={moved}", 0)):
+        outcome = acodm("proxy-train", "--resume", "--out", out, "--target", target)
+        assert outcome.code == code, outcome.stderr
+        assert code == 0 or "has changed since the run" in outcome.stderr
 
 
 def test_draws_of_a_guide_are_those_of_the_step(corpus: Corpus, targets: tuple[str, str]) -> None:
