@@ -100,23 +100,28 @@ def open_targets(settings: TargetSettings, corpus: Corpus, text_field: str, seq_
     names = [plan.name for plan in plans]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"there are two targets named {twice[0]}; name them apart with --target NAME=PATH")
-    weights = _weights(settings.target_weight or {}, names)
+    weights = named_weights(settings.target_weight or {}, names, "--target-weight", "target")
     return [
         _open(replace(plan, weight=weights.get(plan.name, plan.weight)), corpus.tokenizer, seq_len) for plan in plans
     ]
 
 
-def _weights(given: dict[str, str], names: list[str]) -> dict[str, float]:
+def named_weights(given: dict[str, str], names: Sequence[str], option: str, what: str) -> dict[str, float]:
+    """Returns weights by name as numbers. option, what: how they were given, and of what they are, for messages.
+
+    Raises:
+        UsageError: there is no such name, or a weight is no number above 0.
+    """
     found = {}
     for name, text in given.items():
         if name not in names:
-            raise UsageError(f"--target-weight {name}: there is no such target; there are {', '.join(names) or 'none'}")
+            raise UsageError(f"{option} {name}: there is no such {what}; there are {', '.join(names) or 'none'}")
         try:
             found[name] = float(text)
         except ValueError:
             found[name] = -1.0
         if not 0 < found[name] < float("inf"):
-            raise UsageError(f"--target-weight {name}={text}; give a number above 0")
+            raise UsageError(f"{option} {name}={text}; give a number above 0")
     return found
 
 

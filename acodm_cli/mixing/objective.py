@@ -1,6 +1,6 @@
 """What a run is for: J(θ) = Σ_j c_j L_j(θ), a weighted sum of held-out losses.
 
-Without targets, L_j is the loss of domain j, all alike. With targets, L_j is the loss of target j, and c_j its weight, which
+Without targets, L_j is the loss of domain j, all alike or weighted. With targets, L_j is the loss of target j, and c_j its weight, which
 `robust` turns to the targets that improve least.
 
 Shape letters: K domains, J targets.
@@ -26,7 +26,8 @@ _CALM, _FLOOR = 0.1, 0.1
 @dataclass(frozen=True)
 class Objective:
     """The objective of a run. targets: the names of its J targets, none for the mean over domains. weights_J: c, not
-    normalised. balance: `sum` for these weights as they are; `robust` lets them turn."""
+    normalised, of the targets, or else of the domains; empty if all count alike. balance: `sum` for these weights as they are;
+    `robust` lets them turn."""
 
     targets: tuple[str, ...] = ()
     weights_J: tuple[float, ...] = ()
@@ -34,8 +35,15 @@ class Objective:
 
     def value(self, losses_J: Array) -> float:
         """Returns J, with weights that sum to 1, in nats. losses_J: those of the targets, or of all domains."""
-        weights = np.array(self.weights_J) if self.targets else np.ones(len(losses_J))
-        return float(losses_J @ weights / weights.sum())
+        return float(losses_J @ self.shares(len(losses_J)))
+
+    def shares(self, number: int) -> Array:
+        """Returns c, so that it sums to 1. number: J, or K without targets. [J]"""
+        weights = np.array(self.weights_J) if self.weights_J else np.ones(number)
+        return weights / weights.sum()
+
+
+MEAN_OVER_DOMAINS = Objective()
 
 
 class Balance:
@@ -46,11 +54,11 @@ class Balance:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        weights = np.array(objective.weights_J)
-        self.prior_J: Array = weights / weights.sum()
+        number = len(objective.targets)
+        self.prior_J: Array = objective.shares(number)
         self.weights_J = self.prior_J
-        self.first_J = np.full(len(weights), np.nan)
-        self.turned_J = np.zeros(len(weights))
+        self.first_J = np.full(number, np.nan)
+        self.turned_J = np.zeros(number)
 
     def update(self, losses_J: Array) -> None:
         """Takes a look at the targets' losses. losses_J: in nats, smoothed; NaN where unknown."""

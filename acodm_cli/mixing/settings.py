@@ -39,6 +39,9 @@ class MixingSettings:
     prior: Prior = setting("given", commands=("proxy-train",))
     """The weights to start from and to explore around. given: the manifest's, uniform without one."""
 
+    objective_weights: dict[str, str] | None = setting(None, flag="--objective-weight")
+    """How much a domain's loss counts in what the mixture is for: NAME=2. Default: 1. With targets, theirs count instead."""
+
     mixer: str = setting("ac-odm", choices=MIXERS, commands=("proxy-train",))
     """What decides the weights: ac-odm learns a policy; the others are baselines."""
 

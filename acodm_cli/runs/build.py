@@ -25,7 +25,7 @@ from acodm_cli.corpus.held_out import GUIDE_OF_DOMAINS, LEAST_WINDOWS, HeldOutTe
 from acodm_cli.corpus.preflight import check_room
 from acodm_cli.corpus.settings import TargetSettings
 from acodm_cli.corpus.store_writer import OnProgress
-from acodm_cli.corpus.targets import Target, open_targets, overlap
+from acodm_cli.corpus.targets import Target, named_weights, open_targets, overlap
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.guide import Guide
@@ -50,7 +50,7 @@ from acodm_cli.runs.run import Run
 from acodm_cli.runs.settings import RunSettings
 from acodm_cli.schedule.library import find_schedule
 from acodm_cli.schedule.schedule import Schedule
-from acodm_cli.settings import declared
+from acodm_cli.settings import as_given, declared
 
 ALONE = Ranks()
 # A schedule that is replayed over so many times its tokens is warned of.
@@ -115,9 +115,11 @@ def build_run(
             warn(
                 f"{trained_on} documents of target {target.name} are training documents too; what is reported on it says less"
             )
+    objective = _objective(settings, corpus.names, targets)
     prior_K = _prior(settings, corpus, schedule)
     if mixer is None:
-        mixer = _make_mixer(settings, corpus, prior_K, schedule, _objective(settings, targets))
+        guides = Objective((GUIDE_OF_DOMAINS,), (1.0,)) if settings.guide == "domains" else objective
+        mixer = _make_mixer(settings, corpus, prior_K, schedule, guides)
         _check_applies(settings, mixer, len(targets))
     if mixer.needs_gram and settings.batch < 2 * len(corpus.names):
         warn(_small_batch(settings.batch, len(corpus.names), mixer.name))
@@ -150,7 +152,7 @@ def build_run(
     inputs = {f"domain {domain.name} of the corpus": domain.key for domain in corpus.domains}
     inputs |= {f"target {target.name}": target.key for target in targets}
     inputs |= {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
-    return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn, targets)
+    return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn, targets, objective)
 
 
 # The mixture
@@ -244,10 +246,14 @@ def _make_mixer(
     return make_mixer(name, task)
 
 
-def _objective(settings: RunSettings, targets: list[Target]) -> Objective:
-    """Returns what the mixture is for."""
-    if settings.guide == "domains":
-        return Objective((GUIDE_OF_DOMAINS,), (1.0,))
+def _objective(settings: RunSettings, domains: list[str], targets: list[Target]) -> Objective:
+    """Returns what the run is for. Raises UsageError if a weight does not suit."""
+    given = settings.objective_weights
+    if given and (targets or settings.guide == "domains"):
+        raise UsageError("--objective-weight is for training losses of domains, which do not count here; leave it out")
+    if not targets:
+        weights = named_weights(given or {}, domains, "--objective-weight", "domain")
+        return Objective((), tuple(weights.get(name, 1.0) for name in domains) if given else ())
     return Objective(tuple(t.name for t in targets), tuple(t.weight for t in targets), settings.target_balance)
 
 
@@ -274,10 +280,12 @@ def _check_applies(settings: RunSettings, mixer: Mixer, num_targets: int) -> Non
             raise UsageError(
                 f"{declared(RunSettings)[name].option} is for targets; name one with --target, or leave it out"
             )
-    for name in ("prior", "agent", "replay_by", *GUIDE, *declared(AlignmentSettings)):
+    for name in ("prior", "agent", "objective_weights", "replay_by", *GUIDE, *declared(AlignmentSettings)):
         if name in changed and name not in used:
             option = declared(RunSettings)[name].option
-            raise UsageError(f"{option} {getattr(settings, name)} does nothing with mixer {mixer.name}; leave it out")
+            raise UsageError(
+                f"{option} {as_given(getattr(settings, name))} does nothing with mixer {mixer.name}; leave it out"
+            )
     if settings.map and settings.schedule is None:
         raise UsageError("--map renames the domains of a schedule; give one with --schedule, or leave it out")
 

@@ -25,7 +25,7 @@ from acodm_cli.engine.trainer import StepEvent, Trainer
 from acodm_cli.engine.watch import Watch
 from acodm_cli.errors import STOP_SIGNALS, AcodmError, Interrupted, UsageError
 from acodm_cli.mixing.mixer import Array, Mixer
-from acodm_cli.mixing.objective import Objective
+from acodm_cli.mixing.objective import MEAN_OVER_DOMAINS, Objective
 from acodm_cli.runs.folder import RunFolder, load_checkpoint
 from acodm_cli.runs.memory_plan import memory_errors
 from acodm_cli.runs.model_folder import save_model
@@ -110,6 +110,7 @@ class Run:
         inputs: dict[str, str],
         warn: Callable[[str], None],
         targets: Sequence[Target] = (),
+        objective: Objective = MEAN_OVER_DOMAINS,
     ) -> None:
         self.settings = settings
         self.targets = targets
@@ -122,9 +123,7 @@ class Run:
         self.memory = memory
         self.inputs = inputs
         self.warn = warn
-        self.recorder = Recorder(
-            corpus.names, Objective(tuple(t.name for t in targets), tuple(t.weight for t in targets))
-        )
+        self.recorder = Recorder(corpus.names, objective)
         self.checkpoint_seconds = 0.0
         self._folder: RunFolder | None = None
         self._stop: StopRequest | None = None
@@ -284,6 +283,7 @@ class Run:
             "mixer": {"name": self.mixer.name, "settings": self.mixer.settings()},
             "alignment": s.alignment_info() if self.mixer.needs_gram else None,
             "validation_sequences": max(map(len, self.trainer.texts)),
+            "objective_weights": dict(s.objective_weights or {}),
             "targets": {target.name: self._target_info(target) for target in self.targets},
             "tokenizer": {
                 "name": tokenizer.name,

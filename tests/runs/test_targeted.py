@@ -16,6 +16,7 @@ import torch
 from acodm_cli import RunSettings, Schedule, build_run
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.engine.guide import Guide
+from acodm_cli.errors import UsageError
 from acodm_cli.mixing.baselines.static import uniform_weights
 from acodm_cli.mixing.mixer import Array, Mixer, Observation
 from acodm_cli.mixing.objective import Balance, Objective
@@ -241,3 +242,17 @@ def test_a_domain_that_is_memorised_loses_its_reward(tokenizer_file: Path, tmp_p
     assert reward_SK[9, 0] > 2 * reward_SK[9, 1], "it is easy to learn at first"
     assert reward_SK[-50:, 0].mean() < reward_SK[-50:, 1].mean()
     assert schedule.weights_SK[-1, 0] < 0.3
+
+
+def test_a_domain_whose_loss_counts_more_is_drawn_more(corpus: Corpus) -> None:
+    settings = replace(SMALL, steps=60, mixer_options={"objective": "loss"})
+    plain, weighted = (
+        finished(replace(settings, objective_weights=given), corpus).schedule() for given in (None, {"prose": "8"})
+    )
+    index = corpus.names.index("prose")
+    assert weighted.weights_SK[-1, index] > plain.weights_SK[-1, index] + 0.02
+    losses_K = weighted.per_domain["validation_loss"][-1]
+    shares_K = np.array([8 if name == "prose" else 1 for name in corpus.names]) / 11
+    assert weighted.per_step["objective"][-1] == pytest.approx(losses_K @ shares_K, rel=1e-5)
+    with pytest.raises(UsageError, match="there is no such domain; there are arithmetic"):
+        build_run(replace(SMALL, objective_weights={"x": "1"}), corpus=corpus)

@@ -15,10 +15,9 @@ from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
 from acodm_cli.mixing.acodm.state import encode_state, relative_depths, state_size
 from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, Task
-from acodm_cli.mixing.objective import Balance, Objective
+from acodm_cli.mixing.objective import MEAN_OVER_DOMAINS, Balance, Objective
 from acodm_cli.schedule.info import WARM_UP
 
-MEAN_OVER_DOMAINS = Objective()
 # The critics start to learn when there are so many transitions; fewer say nothing.
 LEAST_TRANSITIONS = 8
 # The number of updates that fit the actor when its policy is stored. They take about a second.
@@ -36,7 +35,7 @@ class AcOdmLearner(Mixer):
     needs_gram = True
     guided = True
     Settings = AgentSettings
-    uses = ("prior", "agent")
+    uses = ("prior", "agent", "objective_weights")
 
     def __init__(
         self,
@@ -126,6 +125,7 @@ class AcOdmLearner(Mixer):
         losses_K = feedback.next_observation.losses_K
         self.losses.update(np.where(present_K, losses_K, np.nan))
         costs_K = domain_costs(np.where(self.losses.seen, self.losses.value, losses_K), settings.objective)
+        costs_K = costs_K * self.objective.shares(len(costs_K)) * len(costs_K)
         weights_K = self._divisors(feedback, by_default=True)
         self_K = costs_K * feedback.self_K if settings.self_term and feedback.self_K is not None else None
         return self.reward.update(feedback.gram_KK * costs_K, weights_K, present_K, self_K)
