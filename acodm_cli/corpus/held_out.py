@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -75,17 +76,24 @@ def make_text(
 class Windows:
     """The windows of T + 1 tokens of one part of a validation split, each shifted by T from the last.
 
-    starts_N of all of them are not kept, because a split may be large: they are computed from the blocks."""
+    blocks: where each block of the part begins, and how many windows it has. Starts of windows are computed from these, because
+    a split may be large. ends: the sums of these numbers up to each block."""
 
     def __init__(self, store: TokenStore, seq_len: int, end_of_document: int, part: Part) -> None:
         self.store, self.seq_len, self.end = store, seq_len, end_of_document
         whole = store.num_sequences(seq_len)
         count = min(_MOST_BLOCKS, whole // 2) if whole >= LEAST_WINDOWS else 1
         borders = [0, *(self._document_start(len(store) * i // count) for i in range(1, count)), len(store)]
-        guide = {block for block in range(count) if block % _GUIDE_EVERY == 1}
-        mine = guide if part == "guide" else set(range(count)) - guide
-        blocks = [(borders[block], borders[block + 1]) for block in sorted(mine)]
-        self.blocks = [(start, number) for start, stop in blocks if (number := max(0, stop - start - 1) // seq_len)]
+        blocks: dict[Part, list[tuple[int, int]]] = {"report": [], "guide": []}
+        for block, (start, stop) in enumerate(pairwise(borders)):
+            number = max(0, stop - start - 1) // seq_len
+            if number:
+                blocks["guide" if block % _GUIDE_EVERY == 1 else "report"].append((start, number))
+        if (
+            2 * sum(number for _, number in blocks["report"]) < whole
+        ):  # a long document would have gone to the guide part
+            blocks = {"report": [(0, whole)], "guide": []}
+        self.blocks = blocks[part]
         self.ends = np.cumsum([number for _, number in self.blocks])
 
     def __len__(self) -> int:
