@@ -84,15 +84,8 @@ def test_a_small_split_has_no_guide_part() -> None:
 def test_a_long_document_is_reported_on(lengths: list[int]) -> None:
     store = stream(lengths)
     assert len(Windows(store, T, END, "report")) >= store.num_sequences(T) // 2
-    report, guide = (
-        windows(store, part, 10**6) if len(Windows(store, T, END, part)) else None for part in ("report", "guide")
-    )  # type: ignore[arg-type]
-    assert report is not None
-    assert guide is None or not documents_of(report) & documents_of(guide)
-    if len(guide):
-        assert not documents_of(windows(store, "report", 10**6)) & documents_of(
-            windows(store, "guide", 10**6)
-        ) or lengths == [4000]
+    if len(Windows(store, T, END, "guide")):
+        assert not documents_of(windows(store, "report", 10**6)) & documents_of(windows(store, "guide", 10**6))
 
 
 def test_standard_error_is_that_of_documents() -> None:
