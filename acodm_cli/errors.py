@@ -9,6 +9,13 @@ import signal
 # They ask a run to save itself and stop.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+
+def ended_by(code: int) -> str:
+    """Returns, in words, which signal ended a process. code: its exit code as `subprocess` gives it, below 0."""
+    why = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-code).name}{why}"
+
+
 # Whether this process has joined other ranks; from then on the first rank says what all of them know.
 joined = False
 # Whether the watch of ranks is about to end this one and says why; then its collectives may fail, which says nothing more.

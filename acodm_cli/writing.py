@@ -203,10 +203,20 @@ def why_not_written(error: BaseException, place: Path, needed: int | None = None
 
 def free_bytes(place: Path) -> int:
     """Returns the room in bytes on the disk on which a place is, or will be."""
+    return shutil.disk_usage(_existing(place)).free
+
+
+def device_of(place: Path) -> int:
+    """Returns the number of the disk on which a place is, or will be."""
+    return _existing(place).stat().st_dev
+
+
+def _existing(place: Path) -> Path:
+    """Returns a place, or the nearest folder above it that is there."""
     place = place.absolute()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    return place
 
 
 def size_of(count: int) -> str:

@@ -245,6 +245,10 @@ class GradientProbe(ABC):
             }
         for virtual in self.virtual.values():
             virtual.grad = None
+        self.prepare(step)
+
+    def prepare(self, step: int) -> None:  # noqa: B027 - an exact probe looks at everything in every step
+        """Chooses what a step looks at, and how."""
 
     def begin(self, rows: slice, seq_len: int) -> None:
         """Announces a micro-batch. rows: its sequences in the global batch. seq_len: the positions of each."""

@@ -124,15 +124,7 @@ class SketchProbe(GradientProbe):
     def importance(self, name: str) -> float:
         return 1.0 if self._block[name] is None else float(self.rotation)
 
-    def start(
-        self,
-        step: int,
-        domains_B: Tensor,
-        tokens_B: Tensor,
-        guides_R: Tensor | None = None,
-        guide_tokens_R: Tensor | None = None,
-    ) -> None:
-        super().start(step, domains_B, tokens_B, guides_R, guide_tokens_R)
+    def prepare(self, step: int) -> None:
         blocks = self._blocks_of(step)
         self.watched = {name for name, block in self._block.items() if block is None or block in blocks}
         self.signs.manual_seed(self._seed_of(step))

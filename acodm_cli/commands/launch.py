@@ -15,7 +15,7 @@ import threading
 import time
 from types import FrameType
 
-from acodm_cli.errors import STOP_SIGNALS, UsageError
+from acodm_cli.errors import STOP_SIGNALS, UsageError, ended_by
 from acodm_cli.limits import cores_of_this_job
 
 # When a rank has failed, the others have so long to notice and to say why.
@@ -96,8 +96,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]], received: list[float]) -> int:
     codes = [rank.returncode for rank in ranks]
     for number, code in enumerate(codes):
         if code < 0:
-            why = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-            print(f"error: rank {number} was ended by {signal.Signals(-code).name}{why}", file=sys.stderr)  # noqa: T201
+            print(f"error: rank {number} {ended_by(code)}", file=sys.stderr)  # noqa: T201
     return _exit_code(codes)
 
 

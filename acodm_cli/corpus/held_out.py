@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -49,7 +50,7 @@ class HeldOutText:
     def __len__(self) -> int:
         return len(self.tokens_NU)
 
-    @property
+    @cached_property
     def tokens_D(self) -> NDArray[np.int64]:
         """The number of counted labels per document. [D]"""
         return np.bincount(self.documents_NT[self.counted_NT])

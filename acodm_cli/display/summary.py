@@ -15,7 +15,7 @@ from rich.text import Text
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.holding_out import HOLD_OUT_EVERY
 from acodm_cli.corpus.preflight import DomainUse
-from acodm_cli.display.facts import describe, validation_rows
+from acodm_cli.display.facts import validation_rows
 from acodm_cli.display.inspect import View, domain_table, how_measured, target_line
 from acodm_cli.display.style import cut, human_count, in_colour, measured, printable
 from acodm_cli.schedule.info import Evaluation
@@ -124,7 +124,8 @@ def _line(console: Console, text: str, style: str | None = None) -> None:
 def print_summary(console: Console, schedule: Schedule) -> None:
     """Prints what a run did, by domain, and its mean validation loss at the beginning and at the end."""
     console.print()
-    console.print(domain_table(View("", schedule), console, in_colour(console)))
+    view = View("", schedule)
+    console.print(domain_table(view, console, in_colour(console)))
     rows = validation_rows(schedule)
     if len(rows):
         losses_RK = schedule.per_domain["validation_loss"][rows].astype(np.float64)
@@ -135,7 +136,7 @@ def print_summary(console: Console, schedule: Schedule) -> None:
             highlight=False,
             soft_wrap=not console.is_terminal,
         )
-    for target in describe("", schedule)["targets"]:
+    for target in view.facts["targets"]:
         if target["last_loss"] is not None:
             _line(console, f"target {target_line(target)}")
             if target["first_loss"] - target["last_loss"] <= 2 * (target["last_standard_error"] or 0.0):

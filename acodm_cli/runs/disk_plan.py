@@ -8,7 +8,7 @@ from acodm_cli.engine.memory import FP32
 from acodm_cli.errors import ResourceError
 from acodm_cli.runs.folder import RunFolder
 from acodm_cli.runs.settings import RunSettings
-from acodm_cli.writing import free_bytes, size_of
+from acodm_cli.writing import device_of, free_bytes, size_of
 
 
 def plan_disk(folder: RunFolder, settings: RunSettings, parameters: int) -> str:
@@ -23,7 +23,7 @@ def plan_disk(folder: RunFolder, settings: RunSettings, parameters: int) -> str:
     checkpoints = max(1, settings.keep_checkpoints + 1 - kept) * checkpoint  # one more while it is written
     model = Path(settings.save_model).parent if settings.save_model else None
     place = folder.out.absolute().parent
-    together = model is not None and _device(model) == _device(place)
+    together = model is not None and device_of(model) == device_of(place)
     for where, needed in ((place, checkpoints + together * weights), (model, weights)):
         if where is not None and (free := free_bytes(where)) < needed:
             raise ResourceError(
@@ -31,10 +31,3 @@ def plan_disk(folder: RunFolder, settings: RunSettings, parameters: int) -> str:
                 f"another place with {'--out' if where == place else '--save-model'}"
             )
     return f"disk: a checkpoint takes about {size_of(checkpoint)}, {size_of(free_bytes(place))} are free"
-
-
-def _device(place: Path) -> int:
-    place = place.absolute()
-    while not place.exists():
-        place = place.parent
-    return place.stat().st_dev

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from acodm_cli.errors import STOP_SIGNALS, AcodmError, Interrupted, UsageError
+from acodm_cli.errors import STOP_SIGNALS, AcodmError, Interrupted, UsageError, ended_by
 from acodm_cli.runs.folder import results_of
 from acodm_cli.runs.settings import EvaluationSettings, RunSettings
 from acodm_cli.settings import declared
@@ -214,8 +214,7 @@ def _run(command: list[str], environment: dict[str, str], on_progress: OnProgres
     finally:
         _end(process)
     if code < 0:
-        why = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-        raise AcodmError(f"lm_eval was ended by {signal.Signals(-code).name}{why}")
+        raise AcodmError(f"lm_eval {ended_by(code)}")
     if code:
         raise AcodmError(_reason(list(said)) or f"lm_eval exited with {code}")
 

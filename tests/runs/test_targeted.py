@@ -17,9 +17,10 @@ from acodm_cli import RunSettings, Schedule, build_run
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.engine.guide import Guide
 from acodm_cli.errors import UsageError
+from acodm_cli.mixing.acodm.balance import Balance
 from acodm_cli.mixing.baselines.static import uniform_weights
 from acodm_cli.mixing.mixer import Array, Mixer, Observation
-from acodm_cli.mixing.objective import Balance, Objective
+from acodm_cli.mixing.objective import Objective
 from acodm_cli.runs.run import Run
 from tests.command_line import acodm
 from tests.commands.test_interruption import stop_at_step

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from acodm_cli.mixing.acodm.agents import make_agent
+from acodm_cli.mixing.acodm.balance import Balance
 from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy, load_policy
 from acodm_cli.mixing.acodm.reward import AlignmentReward, GuidedReward, domain_costs, relative, standardise
 from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
 from acodm_cli.mixing.acodm.state import encode_state, relative_depths, state_size
 from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, Task
-from acodm_cli.mixing.objective import MEAN_OVER_DOMAINS, Balance, Objective
+from acodm_cli.mixing.objective import MEAN_OVER_DOMAINS, Objective
 from acodm_cli.schedule.info import WARM_UP
 
 # The critics start to learn when there are so many transitions; fewer say nothing.
