@@ -83,11 +83,15 @@ def summarised(sums: Sequence[Array], texts: Sequence[HeldOutText]) -> Measured:
     return Measured(np.array(losses), np.array(errors), np.array(bits))
 
 
-def plan_validation(settings: TrainSettings, available_J: Sequence[int]) -> tuple[int, list[int]]:
-    """Returns (steps between validations, sequences of each text). available_J: how many sequences each text has.
+def plan_validation(
+    settings: TrainSettings, domains_J: Sequence[int], targets_J: Sequence[int] = ()
+) -> tuple[int, list[int]]:
+    """Returns (steps between validations, sequences of each text). domains_J, targets_J: how many sequences each text has.
 
     What the settings leave open is planned so that validation takes a tenth of the run's time: with fewer validations in
-    a run that is very short, and with more sequences, up to what a standard error of 1% needs, in a longer one."""
+    a run that is very short, and with more sequences, up to what a standard error of 1% needs, in a longer one. Targets, for
+    which the run is, have half of them."""
+    available_J = [*domains_J, *targets_J]
     most = max(LEAST_ROWS, min(MOST_ROWS, MOST_TOKENS // settings.seq_len))
     budget = MOST_SHARE / FORWARD_COST * settings.steps * settings.batch  # sequences, in all validations
     every = settings.validate_every
@@ -97,8 +101,11 @@ def plan_validation(settings: TrainSettings, available_J: Sequence[int]) -> tupl
         every = max(1, -(-settings.steps // (times - 1)))
     if settings.validation_sequences is not None:
         return every, [min(settings.validation_sequences, available) for available in available_J]
-    each = shared(budget / (1 + -(-settings.steps // every)), [min(most, available) for available in available_J])
-    return every, [min(available, max(LEAST_ROWS, rows)) for rows, available in zip(each, available_J, strict=True)]
+    budget /= 1 + -(-settings.steps // every)
+    of_targets = shared(budget / 2, [min(most, available) for available in targets_J])
+    of_domains = shared(budget - sum(of_targets), [min(most, available) for available in domains_J])
+    rows_J = [*of_domains, *of_targets]
+    return every, [min(available, max(LEAST_ROWS, rows)) for rows, available in zip(rows_J, available_J, strict=True)]
 
 
 def shared(budget: float, most_J: Sequence[int]) -> list[int]:

@@ -128,7 +128,7 @@ class Trainer:
         self.reference = CausalLoss(reference.eval().requires_grad_(False)) if reference else None
         self.norms = NormReader(model, mixer.depths)
         windows = validation_windows(corpus, settings.seq_len)
-        self.validate_every, rows = plan_validation(settings, [*map(len, windows), *map(len, targets)])
+        self.validate_every, rows = plan_validation(settings, [*map(len, windows)], [*map(len, targets)])
         of_targets = rows[len(windows) :]
         self.texts = validation_texts(corpus, windows, rows[: len(windows)])
         self.texts += [

@@ -118,6 +118,16 @@ def test_validation_takes_a_tenth_of_the_time_by_default() -> None:
     assert plan_validation(TrainSettings(steps=300, validate_every=7), [10**6])[0] == 7
 
 
+def test_targets_have_half_of_what_validation_reads() -> None:
+    settings = TrainSettings(steps=400, batch=32, validate_every=40)
+    _, rows = plan_validation(settings, [2000] * 13, [2000, 2000])
+    assert rows[13:] == [87, 87]
+    assert sum(rows[:13]) == pytest.approx(174, abs=13)
+    _, rows = plan_validation(settings, [2000] * 13, [10])
+    assert rows[13:] == [10]
+    assert sum(rows) == pytest.approx(349, abs=13)
+
+
 def test_shares_of_a_budget() -> None:
     assert shared(30, [100, 5, 100]) == [12, 5, 13] or shared(30, [100, 5, 100]) == [13, 5, 12]
     assert shared(10**6, [3, 2, 1]) == [3, 2, 1]
