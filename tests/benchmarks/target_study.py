@@ -1,0 +1,262 @@
+"""Mixtures for a target against each other: same engine, text, seeds and budget.
+
+    python -m tests.benchmarks.target_corpus --data DIR --eval DIR --out FOLDER
+    python -m tests.benchmarks.target_study --corpus FOLDER --target humaneval
+
+Each run is one `acodm` command, and those that are done are not repeated. A mixer is NAME or NAME:OPTION=VALUE,…, and NAME@N has N
+episodes, whose cost is counted. `hand` is what someone would write down; `oracle` is no run, but the best static mixture of all
+that were run, by its mean over seeds. With --transfer-from MODEL, `policy` and `replay` drive the model by what `ac-odm` learned on that
+one. Afterwards results/target_NAME.{parquet,json,png} are written: bits per byte on the report half of the target by step, the table,
+the curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from acodm_cli.display.style import colour_of
+from acodm_cli.schedule.schedule import Schedule
+from tests.benchmarks.environment import RESULTS, save
+from tests.benchmarks.sample_efficiency import calmness, steps_to
+
+MIXERS = ["natural", "uniform", "importance", "hand", "dga", "ac-odm"]
+HAND = {
+    "humaneval": {"github": 0.9, "stackexchange": 0.05},
+    "mmlu": {
+        "wikipedia_en": 0.4,
+        "gutenberg_books": 0.15,
+        "pubmed_abstracts": 0.15,
+        "freelaw": 0.1,
+        "stackexchange": 0.1,
+    },
+}
+STATIC = ("natural", "uniform", "importance", "hand", "fixed", "swarm")
+TRANSFERS = ("policy", "replay")
+AGAINST = ("uniform", "natural", "importance")
+
+
+class Study:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.folder = (
+            options.work / f"{options.target}_{options.model}_{options.steps}x{options.batch}x{options.seq_len}"
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, mixer: str, seed: int) -> Path:
+        name = mixer + (f" of {self.options.transfer_from}" if mixer in TRANSFERS else "")
+        return self.folder / f"{name.replace(':', '_').replace('=', '-').replace(' ', '_')}_{seed}.parquet"
+
+    def run(self, mixer: str, seed: int) -> None:
+        path = self.path(mixer, seed)
+        if path.exists():
+            return
+        command = ["--out", str(path), "--resume"]
+        if not path.with_suffix(".run").exists():
+            command = [*self.arguments(mixer, seed), "--out", str(path)]
+        name = "apply" if mixer in TRANSFERS else "proxy-train"
+        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.options.jobs))}
+        done = subprocess.run(
+            [sys.executable, "-m", "acodm_cli", name, *command],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"{name} {' '.join(command)}\n{done.stderr[-2000:]}")
+        print(f"{path.stem}: {curve(Schedule.read(path), self.options.target)[1][-1]:.4f}", flush=True)
+
+    def arguments(self, mixer: str, seed: int) -> list[str]:
+        o = self.options
+        name, _, text = mixer.partition("@")[0].partition(":")
+        given = text.split(",") if text else []
+        common = [
+            *("--model", o.model, "--seed", seed, "--steps", o.steps, "--batch", o.batch, "--seq-len", o.seq_len),
+            *("--data", o.corpus / f"{o.target}.toml", "--tokenizer", o.corpus / "tokenizer.json"),
+            *("--validate-every", max(1, o.steps // o.validations), *o.arguments.split()),
+        ]
+        if name in TRANSFERS:
+            proxy = Study(argparse.Namespace(**vars(o) | {"model": o.transfer_from}))
+            proxy.run("ac-odm", seed)
+            return list(map(str, ["--schedule", proxy.path("ac-odm", seed), "--mode", name, *common]))
+        if name == "hand":
+            known = HAND[o.target]
+            names = [
+                line[9:-1] for line in (o.corpus / "both.toml").read_text().splitlines() if line[:9] == "[domains."
+            ]
+            rest = (1 - sum(known.values())) / (len(names) - len(known))
+            given = ["weights=" + ",".join(f"{domain}:{known.get(domain, rest):.5f}" for domain in names)]
+            name = "fixed"
+        options = [part for option in given for part in ("--mixer-option", option)]
+        episodes = ["--episodes", mixer.partition("@")[2]] if "@" in mixer else []
+        return list(map(str, ["--mixer", name, *options, *episodes, *common]))
+
+
+def curve(schedule: Schedule, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps_R, bits per byte_R) of the steps with a validation."""
+    bits_S = schedule.per_step[f"target.{target}.bits_per_byte"]
+    rows = np.isfinite(bits_S)
+    return schedule.step_S[rows], bits_S[rows].astype(np.float64)
+
+
+def rows_of(study: Study, mixer: str, seed: int) -> pd.DataFrame:
+    """What the table needs of a run: a row per validation."""
+    schedule = Schedule.read(study.path(mixer, seed))
+    steps_R, bits_R = curve(schedule, study.options.target)
+    loss_S = schedule.per_step[f"target.{study.options.target}.loss"]
+    mean_K = schedule.weights_SK.mean(axis=0)
+    largest = ", ".join(f"{schedule.domains[k]} {mean_K[k]:.2f}" for k in np.argsort(-mean_K)[:3])
+    cost = (schedule.info.get("episodes") or {}).get("number", 1)
+    name = mixer + (f" of {study.options.transfer_from}" if mixer in TRANSFERS else "")
+    fields = {"mixer": name, "seed": seed, "cost": cost, "mean_weights": largest, **calmness(schedule)}
+    return pd.DataFrame({"step": steps_R, "bits_per_byte": bits_R, "loss": loss_S[np.isfinite(loss_S)], **fields})
+
+
+def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row per mixer, best first; `oracle` repeats the best static one."""
+    curves: dict[tuple[str, int], pd.DataFrame] = {}
+    for key, part in frame.groupby(["mixer", "seed"]):
+        curves[cast(tuple[str, int], key)] = part.set_index("step")
+    rows = []
+    for mixer in frame["mixer"].unique():
+        seeds = sorted(seed for name, seed in curves if name == mixer)
+        part = frame[frame["mixer"] == mixer]
+        last = np.array([curves[mixer, seed]["bits_per_byte"].iloc[-1] for seed in seeds])
+        row: dict[str, Any] = {
+            "mixer": mixer, "seeds": len(seeds), "cost": int(part["cost"].iloc[0]),
+            "bits_per_byte": float(last.mean()), "sd": float(last.std(ddof=1)) if len(last) > 1 else None,
+            "loss": float(np.mean([curves[mixer, seed]["loss"].iloc[-1] for seed in seeds])),
+            "weights": part["mean_weights"].iloc[-1],
+            "l1_change_median": float(part.groupby("seed")["l1_change_median"].first().median()),
+        }  # fmt: skip
+        for other in AGAINST:
+            paired = [seed for seed in seeds if (other, seed) in curves]
+            shares = []
+            for seed in paired:
+                theirs, ours = curves[other, seed]["bits_per_byte"], curves[mixer, seed]["bits_per_byte"]
+                reached = steps_to(float(theirs.min()), ours.index.to_numpy(), ours.to_numpy())
+                shares.append(reached / float(theirs.index[int(theirs.argmin())]))
+            row[f"steps_to_{other}"] = (
+                None if not shares else "never" if np.isnan(shares).any() else float(np.mean(shares))
+            )
+            row[f"difference_to_{other}"], row[f"interval_{other}"] = paired_difference(
+                np.array([
+                    curves[mixer, seed]["bits_per_byte"].iloc[-1] / curves[other, seed]["bits_per_byte"].iloc[-1] - 1
+                    for seed in paired
+                ])
+            )  # fmt: skip
+        rows.append(row)
+    rows.sort(key=lambda row: float(row["bits_per_byte"]))
+    static = [row for row in rows if row["mixer"].partition(":")[0].partition("@")[0] in STATIC]
+    full = [row for row in static if row["seeds"] == max(other["seeds"] for other in static)]
+    if full:
+        rows.append({**full[0], "mixer": f"oracle ({full[0]['mixer']})"})
+    return rows
+
+
+def paired_difference(differences_N: np.ndarray) -> tuple[float | None, float | None]:
+    """(mean in percent, half of its 95% interval by Student's t)."""
+    number = len(differences_N)
+    if not number:
+        return None, None
+    mean = 100 * float(differences_N.mean())
+    if number == 1:
+        return mean, None
+    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}.get(number, 1.96)
+    return mean, 100 * quantile * float(differences_N.std(ddof=1)) / number**0.5
+
+
+def share(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.0%}"
+
+
+def signed(mean: float | None, interval: float | None) -> str:
+    return "" if mean is None else f"{mean:+.1f}%" + ("" if interval is None else f" ± {interval:.1f}")
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """In Markdown."""
+    heads = [
+        "mixture", "seeds", "runs trained", "bits per byte", "nats", *(f"against {name}" for name in AGAINST),
+        *(f"steps to {name}'s best" for name in AGAINST), "mean weights", "L1 change per step",
+    ]  # fmt: skip
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for row in rows:
+        cells = [
+            row["mixer"], str(row["seeds"]), str(row["cost"]),
+            f"{row['bits_per_byte']:.4f}" + ("" if row["sd"] is None else f" ± {row['sd']:.4f}"), f"{row['loss']:.3f}",
+            *(signed(row[f"difference_to_{name}"], row[f"interval_{name}"]) for name in AGAINST),
+            *(share(row[f"steps_to_{name}"]) for name in AGAINST), row["weights"], f"{row['l1_change_median']:.4f}",
+        ]  # fmt: skip
+        print("| " + " | ".join(cells) + " |")
+
+
+def plot(frame: pd.DataFrame, path: Path, title: str) -> None:
+    """Bits per byte against steps, each mixer's mean over seeds."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    table = frame.groupby(["mixer", "step"])["bits_per_byte"].mean().unstack("mixer")
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    late = table[table.index >= table.index.max() * 0.2]
+    for number, name in enumerate(table.iloc[-1].sort_values().index):
+        ours = name.startswith("ac-odm")
+        axes.plot(
+            late.index, late[name], label=f"{name}  {table[name].iloc[-1]:.3f}", linewidth=2.4 if ours else 1.3,
+            color="black" if name == "ac-odm" else colour_of(number), linestyle="-" if number < 7 else "--",
+        )  # fmt: skip
+    axes.set(xlabel="step", ylabel="bits per byte on the target", title=title)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder that target_corpus has written")
+    parser.add_argument("--target", required=True, choices=HAND)
+    parser.add_argument("--name", help="of the result; default: the target")
+    parser.add_argument("--mixers", nargs="+", default=MIXERS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", default="pythia-14m")
+    parser.add_argument("--transfer-from", default="pythia-14m")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--validations", type=int, default=12)
+    parser.add_argument(
+        "--arguments", default="--dtype bf16", help="more options for every acodm command, in one string"
+    )
+    parser.add_argument("--work", type=Path, default=Path("target_study_runs"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--report-only", action="store_true", help="of the runs that are there")
+    options = parser.parse_args()
+    study = Study(options)
+    wanted = [(mixer, seed) for seed in options.seeds for mixer in options.mixers]
+    if not options.report_only:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for _ in pool.map(lambda run: study.run(*run), wanted):
+                pass
+    frame = pd.concat([rows_of(study, *run) for run in wanted if study.path(*run).exists()], ignore_index=True)
+    rows = summary(frame)
+    print_table(rows)
+    o, name = options, f"target_{options.name or options.target}"
+    budget = f"{o.model}, {o.steps} steps of {o.batch} x {o.seq_len} tokens"
+    frame.to_parquet(RESULTS / f"{name}.parquet", compression="zstd", index=False)
+    plot(frame, RESULTS / f"{name}.png", f"{o.target}: {budget}, {frame['seed'].nunique()} seeds")
+    save(name, {"runs": budget, "table": rows}, None)
+
+
+if __name__ == "__main__":
+    main()
