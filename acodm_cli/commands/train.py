@@ -75,8 +75,8 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
             return None
         if start.resume:
             run.keep_in(folder, stop, resume=True)
-            step = run.trainer.step
-            _say(console, f"resumed at step {step} of {settings.steps}" if step else "no checkpoint yet; starting from the beginning")  # fmt: skip
+            step = run.trainer.run_step
+            _say(console, f"resumed at step {step} of {settings.all_steps}" if step else "no checkpoint yet; starting from the beginning")  # fmt: skip
         # A new run claims the folder when nothing can fail any more but training.
         with ExitStack() as following:
             trackers = ranks.first(lambda: _trackers(run, start, following)) or []
@@ -130,7 +130,7 @@ def _trackers(run: Run, start: StartSettings, following: ExitStack) -> list[Trac
         run.info(),
         run.corpus.names,
         run.settings.tokens_per_step,
-        run.trainer.step,
+        run.trainer.run_step,
         start.resume,
         run.warn,
     )
@@ -143,7 +143,8 @@ def _trackers(run: Run, start: StartSettings, following: ExitStack) -> list[Trac
 
 def _display(run: Run, console: Console, following: ExitStack) -> TrainingDisplay:
     """Returns the progress display, which takes the terminal until `following` is closed."""
-    display = TrainingDisplay(console, run.corpus.names, run.prior_K, run.settings.steps, run.trainer.step)
+    settings, done = run.settings, run.trainer.run_step
+    display = TrainingDisplay(console, run.corpus.names, run.prior_K, settings.all_steps, done, settings.episodes)
     following.callback(display.close)
     return display
 
@@ -154,7 +155,7 @@ def _say(console: Console, message: str, style: str | None = None) -> None:
 
 def _say_how_long(run: Run, console: Console, efficiency: Efficiency) -> None:
     """Says, in a long run on a CPU, how long it will take and what would be faster."""
-    left = run.settings.steps - run.trainer.step
+    left = run.settings.all_steps - run.trainer.run_step
     if run.compute.device.type == "cpu" and (seconds := efficiency.seconds_for(left)) > LONG_RUN_SECONDS:
         _say(
             console,
@@ -169,13 +170,13 @@ def _rehearse(run: Run, console: Console) -> None:
     efficiency, started = Efficiency(run), time.monotonic()
     for event in run.steps():
         efficiency.add(event)
-        if run.ranks.largest(int(event.step == TRIED_STEPS or time.monotonic() - started > TRIED_SECONDS)):
+        if run.ranks.largest(int(event.run_step == TRIED_STEPS or time.monotonic() - started > TRIED_SECONDS)):
             break
     tried = efficiency.steps
-    run_seconds = describe_seconds(efficiency.seconds_for(run.settings.steps))
+    run_seconds = describe_seconds(efficiency.seconds_for(run.settings.all_steps))
     _say(
         console,
-        f"time: about {run_seconds} for {run.settings.steps} steps, by the first {tried}, of which nothing is kept",
+        f"time: about {run_seconds} for {run.settings.all_steps} steps, by the first {tried}, of which nothing is kept",
     )
 
 

@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from acodm_cli.display.facts import json_value
-from acodm_cli.display.inspect import evaluation_text
+from acodm_cli.display.inspect import episodes_text, evaluation_text
 from acodm_cli.display.series import Series
 from acodm_cli.display.style import PALETTE, human_count, joined, printable
 from acodm_cli.schedule.info import RunInfo
@@ -112,6 +112,7 @@ def _facts(run: RunInfo, facts: dict[str, Any]) -> list[dict[str, str]]:
         "seed": ", ".join(map(str, run.seeds)),
         "policy": "in the file" if facts["has_policy"] else "none",
         "effective domains": _effective_domains(facts["entropy"], domains),
+        "episodes": episodes_text(run),
         "evaluated": evaluation_text(run),
         "composed": joined(" · ", *run.composed),
         "made by": joined(" · ", run.command, f"acodm {run.acodm_version}".strip()),

@@ -142,6 +142,7 @@ def header(view: View) -> Text:
         ("corpus", joined("  ", run.corpus, f"{domains} domains")),
         ("tokens of", joined("  ", run.tokenizer, run.vocab_size and f"vocabulary {run.vocab_size}")),
         ("budget", joined("  ", _budget(schedule, known), _so_far(schedule))),
+        ("episodes", episodes_text(run)),
         ("warm-up", _warm_up(schedule)),
         ("entropy", _arrow(f"{known['entropy']['start']:z.3f}", f"{known['entropy']['end']:z.3f}") + " nats  effective domains "
                     f"{_arrow(f'{start:.1f}', f'{end:.1f}')} of {domains}"),
@@ -178,6 +179,17 @@ def _warm_up(schedule: Schedule) -> str:
     if not rows:
         return f"to step {last:,}: nothing is learned yet"
     return f"to step {last:,}: random, and left out of means, replay and exports"
+
+
+def episodes_text(run: RunInfo) -> str:
+    """Returns which episode of a run was the best, and the costs of all; an empty text if there was but one."""
+    if run.episodes is None:
+        return ""
+    known = run.episodes
+    costs = ["?" if cost is None else f"{cost:.3f}" for cost in known.costs[:MOST_SCORES]]
+    more = f"{len(known.costs) - MOST_SCORES} more in --json" if len(known.costs) > MOST_SCORES else ""
+    tokens = known.tokens is not None and f"{human_count(known.tokens)} tokens trained in all"
+    return joined("; ", f"episode {known.best} of {known.number} was the best: {joined(', ', *costs, more)}", tokens)
 
 
 def evaluation_text(run: RunInfo) -> str:

@@ -81,16 +81,22 @@ class TrainingDisplay:
     """Shows each step: progress, time left, tokens per second, losses and the current mixture."""
 
     def __init__(
-        self, console: Console, domains: list[str], prior_K: np.ndarray, total_steps: int, first_step: int
+        self,
+        console: Console,
+        domains: list[str],
+        prior_K: np.ndarray,
+        total_steps: int,
+        first_step: int,
+        episodes: int = 1,
     ) -> None:
+        """total_steps: those of all episodes. first_step: how many of them are done."""
         self.console = console
         self.domains = domains
         self.prior_K = prior_K
         self.total_steps = total_steps
         self.first_step = first_step
+        self.episodes = episodes
         self.recent: deque[float] = deque(maxlen=50)
-        self.tokens_per_step = 0
-        self.tokens = 0
         self.validation = math.nan
         self.live: Live | None = None
         columns = (
@@ -128,38 +134,37 @@ class TrainingDisplay:
     def add(self, event: StepEvent) -> None:
         """Shows a finished step. Plain lines are printed only now and then."""
         self.recent.append(event.seconds)
-        self.tokens_per_step = event.tokens - self.tokens if self.tokens else event.tokens // event.step
-        self.tokens = event.tokens
         if event.validation_K is not None:
             self.validation = float(event.validation_K.mean())
         if self.live is not None:
-            self.progress.update(self.task, completed=event.step, left=self._left(event))
+            self.progress.update(self.task, completed=event.run_step, left=self._left(event))
             self.event = event
         elif self._is_due(event):
             self.console.print(self._line(event), highlight=False, soft_wrap=True)
 
     def _is_due(self, event: StepEvent) -> bool:
         every = max(1, self.total_steps // PLAIN_LINES)
-        return event.step % every == 0 or event.step in (self.first_step + 1, self.total_steps)
+        return event.run_step % every == 0 or event.run_step in (self.first_step + 1, self.total_steps)
 
     @property
     def _step_seconds(self) -> float:
         return float(np.median(self.recent))
 
     def _figures(self, event: StepEvent) -> str:
-        figures = f"loss {event.train_loss:.3f}"
+        figures = f"episode {event.episode}/{self.episodes}  " if self.episodes > 1 else ""
+        figures += f"loss {event.train_loss:.3f}"
         if not math.isnan(self.validation):
             figures += f"  validation {self.validation:.3f}"
-        figures += f"  lr {event.learning_rate:.1e}  {self.tokens_per_step / self._step_seconds:,.0f} tokens/s"
+        figures += f"  lr {event.learning_rate:.1e}  {event.tokens / event.step / self._step_seconds:,.0f} tokens/s"
         return figures + (f"  {event.report.phase}" if event.report.phase else "")
 
     def _left(self, event: StepEvent) -> str:
-        return duration((self.total_steps - event.step) * self._step_seconds)
+        return duration((self.total_steps - event.run_step) * self._step_seconds)
 
     def _line(self, event: StepEvent) -> str:
         largest = np.argsort(-event.weights_K, kind="stable")[:3]
         mixture = " ".join(f"{self.domains[i]} {event.weights_K[i]:.0%}" for i in largest)
-        return f"step {event.step}/{self.total_steps}  {self._figures(event)}  eta {self._left(event)}  most: {mixture}"
+        return f"step {event.run_step}/{self.total_steps}  {self._figures(event)}  eta {self._left(event)}  most: {mixture}"
 
     def _panel(self, event: StepEvent) -> RenderableType:
         table = Table.grid(padding=(0, 1))

@@ -16,7 +16,7 @@ from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.holding_out import HOLD_OUT_EVERY
 from acodm_cli.corpus.preflight import DomainUse
 from acodm_cli.display.facts import validation_rows
-from acodm_cli.display.inspect import View, domain_table, how_measured, target_line
+from acodm_cli.display.inspect import View, domain_table, episodes_text, how_measured, target_line
 from acodm_cli.display.style import cut, human_count, in_colour, measured, printable
 from acodm_cli.schedule.info import Evaluation
 from acodm_cli.schedule.schedule import Schedule
@@ -35,12 +35,14 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
     """Prints what a training command is about to do: model, mixer, corpus and budget. info: the metadata of the run."""
     corpus = info["corpus"]
     tokens = sum(corpus["tokens"].values())
+    episodes = info["episodes"]["number"] if "episodes" in info else 1
     console.print(
         Text(info["command"], style="bold"),
         f" {info['model']} ({human_count(info['parameters'])} parameters) on {device}  "
         f"mixer {info['mixer']['name']}\n"
         f"corpus {corpus['name']}: {len(corpus['tokens'])} domains, {human_count(tokens)} tokens  "
-        f"run: {info['steps']} steps of {info['batch']} x {info['seq_len']} = {human_count(info['token_budget'])} tokens",
+        f"run: {f'{episodes} episodes of ' if episodes > 1 else ''}{info['steps']} steps of {info['batch']} x {info['seq_len']} = "
+        f"{human_count(episodes * info['token_budget'])} tokens",
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
@@ -136,6 +138,8 @@ def print_summary(console: Console, schedule: Schedule) -> None:
             highlight=False,
             soft_wrap=not console.is_terminal,
         )
+    if said := episodes_text(schedule.run):
+        _line(console, said)
     for target in view.facts["targets"]:
         if target["last_loss"] is not None:
             _line(console, f"target {target_line(target)}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,15 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One finished step. step: its number, from 1. tokens: the predicted tokens so far, this step included. weights_K:
+    """One finished step. step: its number in its episode, from 1. episode: the number of that, from 1. run_step: the number of
+    steps of all episodes so far. tokens: the predicted tokens of the episode so far, this step included. weights_K:
     the executed weights. losses_K: in nats, NaN for a domain that was not drawn. validation: what was measured on held-out
     text after the step, None if not due. interaction_energy, self_energy: NaN without a Gram matrix. seconds_of: the wall time of each
     part: batch, model, mixer, validation. report: what the mixer says, on the first rank only."""
 
     step: int
+    episode: int
+    run_step: int
     tokens: int
     weights_K: Array
     samples_K: NDArray[np.int64]
@@ -99,14 +102,15 @@ class Trainer:
         reference: nn.Module | None = None,
         targets: Sequence[HeldOutText] = (),
         guide: Guide | None = None,
+        build: Callable[[], nn.Module] | None = None,
     ) -> None:
         """settings: must have a learning rate. probe: watches the model's layers; given if the mixer needs a Gram
         matrix. reference: the model whose losses the mixer compares with; given if the mixer needs one. targets: the text of
-        targets on which losses are reported. guide: draws the sequences of guide passes, None for none."""
+        targets on which losses are reported. guide: draws the sequences of guide passes, None for none. build: makes the model
+        as it is now once more, on the host; given if there is more than one episode."""
         assert (probe is not None) == mixer.needs_gram
         assert (reference is not None) == (mixer.reference is not None)
         assert settings.batch % ranks.world_size == 0
-        assert settings.lr is not None
         self.model = model
         loss, blocks = CausalLoss(model), transformer_blocks(model)
         if settings.compile == "on" or (settings.compile == "auto" and compute.device.type == "cuda"):
@@ -120,13 +124,8 @@ class Trainer:
         self.settings = settings
         self.compute = compute
         self.ranks = ranks
-        self.optimizer = make_optimizer(model, settings.lr, settings.weight_decay)
-        self.sampler = Sampler(
-            corpus, settings.batch, settings.seq_len, settings.seed, settings.max_epochs, ranks.rank, ranks.world_size
-        )
         self.probe = probe
         self.reference = CausalLoss(reference.eval().requires_grad_(False)) if reference else None
-        self.norms = NormReader(model, mixer.depths)
         windows = validation_windows(corpus, settings.seq_len)
         self.validate_every, rows = plan_validation(settings, [*map(len, windows)], [*map(len, targets)])
         of_targets = rows[len(windows) :]
@@ -135,12 +134,35 @@ class Trainer:
             text.part(count, corpus.tokenizer.token_bytes_V) for text, count in zip(targets, of_targets, strict=True)
         ]
         self.guide = guide
-        self.step = 0
+        self.build = build
+        self.episode = 1
         self.skipped = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begins an episode with the model as it is."""
+        s, ranks = self.settings, self.ranks
+        assert s.lr is not None
+        self.optimizer = make_optimizer(self.model, s.lr, s.weight_decay)
+        self.sampler = Sampler(self.corpus, s.batch, s.seq_len, s.seed, s.max_epochs, ranks.rank, ranks.world_size)
+        self.norms = NormReader(self.model, self.mixer.depths)
+        self.step = 0
         self.observation = self._first_observation()
 
+    def restart(self) -> None:
+        """Begins the next episode: all but the mixer is as it was before the first step. Every rank must call this."""
+        assert self.build is not None
+        set_model_state_dict(self.model, self.build().state_dict(), options=_WHOLE)
+        self.episode += 1
+        self._begin()
+
+    @property
+    def run_step(self) -> int:
+        """The number of steps of all episodes so far."""
+        return (self.episode - 1) * self.settings.steps + self.step
+
     def steps(self) -> Iterator[StepEvent]:
-        """Trains from the current step to the last, and yields an event after each.
+        """Trains from the current step to the last of the episode, and yields an event after each.
 
         Raises:
             AcodmError: a loss or gradient is not finite and may not be skipped. The optimiser has not been stepped.
@@ -194,6 +216,8 @@ class Trainer:
             clock.lap("validation")
             yield StepEvent(
                 step=self.step,
+                episode=self.episode,
+                run_step=self.run_step,
                 tokens=self.observation.tokens,
                 weights_K=weights_K,
                 samples_K=batch.samples_K,
@@ -404,6 +428,7 @@ class Trainer:
             "mixer": self.mixer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "observation": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()},
+            "episode": self.episode,
             "skipped": self.skipped,
         }
 
@@ -421,6 +446,7 @@ class Trainer:
         self.observation = Observation(**fields)
         self.norms.restore(torch.from_numpy(self.observation.initial_norms_L))
         self.step = self.observation.step
+        self.episode = state["episode"]
         self.skipped = state["skipped"]
 
 

@@ -101,6 +101,7 @@ class Task:
     prior_K: the weights to start from, on the simplex. seed: the seed of the run. options: some of the mixer's own
     settings, as texts by name. preset: the name of the preset of the agent's settings. schedule: the schedule that
     `apply` trains with, its domains in the order of the run; None if there is none. objective: what the run is for.
+    episodes: how often the model starts anew while the mixer goes on.
     """
 
     domains: list[str]
@@ -111,6 +112,7 @@ class Task:
     preset: str = "default"
     schedule: Schedule | None = None
     objective: Objective = field(default_factory=Objective)
+    episodes: int = 1
 
 
 class Mixer(ABC):
@@ -161,6 +163,15 @@ class Mixer(ABC):
     def observe(self, feedback: Feedback) -> Report:
         """Takes note of what happened in a step, and returns what to record of it."""
         return Report()
+
+    def cost(self, objective: Objective, losses_J: Array) -> float:
+        """Returns what the mixer wants to be small at the end of an episode, by which the best one is chosen, in nats.
+        objective: what the run is for. losses_J: those of the targets, or of all domains."""
+        return objective.value(losses_J)
+
+    def end_episode(self, cost: float, left: int) -> None:  # noqa: B027 - most mixers do not learn from one to the next
+        """Takes note that an episode has ended, and that the model starts anew. cost: the episode's. left: how many episodes
+        follow, at least one."""
 
     def settings(self) -> dict[str, Any]:
         """Returns what a reader of the schedule needs to know about this mixer, as JSON values: its own settings, but for

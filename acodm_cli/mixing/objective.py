@@ -31,6 +31,10 @@ class Objective:
         """Returns J, with weights that sum to 1, in nats. losses_J: those of the targets, or of all domains."""
         return float(losses_J @ self.shares(len(losses_J)))
 
+    def counted(self, measured: Array, num_domains: int) -> Array:
+        """Returns those losses that J is made of. measured: the losses of all domains, then of all targets. [J]"""
+        return measured[num_domains:] if self.targets else measured
+
     def shares(self, number: int) -> Array:
         """Returns c, so that it sums to 1. number: J, or K without targets. [J]"""
         weights = np.array(self.weights_J) if self.weights_J else np.ones(number)

@@ -42,6 +42,10 @@ class MixingSettings:
     objective_weights: dict[str, str] | None = setting(None, flag="--objective-weight")
     """How much a domain's loss counts in what the mixture is for: NAME=2. Default: 1. With targets, theirs count instead."""
 
+    episodes: int = setting(1, least=1, most=1000, commands=("proxy-train",))
+    """The number of runs, in each of which the model starts anew while the mixer goes on learning. The schedule is that of
+    the best one."""
+
     mixer: str = setting("ac-odm", choices=MIXERS, commands=("proxy-train",))
     """What decides the weights: ac-odm learns a policy; the others are baselines."""
 

@@ -146,7 +146,11 @@ def build_run(
             check_probe(probe, settings.batch, compute)
         reference = _reference(mixer.reference, config.vocab_size, compute) if mixer.reference else None
         reports = [target.report for target in targets]
-        trainer = Trainer(model, corpus, mixer, training, compute, probe, ranks, reference, reports, guide)
+
+        def build() -> nn.Module:  # on the host, where the weights are drawn in any case
+            return build_model(config, settings.seed, torch.device("cpu"))
+
+        trainer = Trainer(model, corpus, mixer, training, compute, probe, ranks, reference, reports, guide, build)
     # One rank does this for all, because a reference model is large.
     named = ranks.shared(lambda: input_digests(settings, mixer))
     inputs = {f"domain {domain.name} of the corpus": domain.key for domain in corpus.domains}
@@ -242,7 +246,7 @@ def _make_mixer(
         if name == "replay":
             options = {"by": settings.replay_by} | (options or {})
     tokens_K, seed, preset = corpus.upsampled_tokens_K, settings.seed, settings.agent
-    task = Task(corpus.names, tokens_K, prior_K, seed, options, preset, schedule, objective)
+    task = Task(corpus.names, tokens_K, prior_K, seed, options, preset, schedule, objective, settings.episodes)
     return make_mixer(name, task)
 
 
@@ -280,7 +284,7 @@ def _check_applies(settings: RunSettings, mixer: Mixer, num_targets: int) -> Non
             raise UsageError(
                 f"{declared(RunSettings)[name].option} is for targets; name one with --target, or leave it out"
             )
-    for name in ("prior", "agent", "objective_weights", "replay_by", *GUIDE, *declared(AlignmentSettings)):
+    for name in ("prior", "agent", "objective_weights", "episodes", "replay_by", *GUIDE, *declared(AlignmentSettings)):
         if name in changed and name not in used:
             option = declared(RunSettings)[name].option
             raise UsageError(

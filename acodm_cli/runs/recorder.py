@@ -73,11 +73,10 @@ class Recorder:
         if event.validation is None:
             return {}
         measured, number = event.validation, len(self.domains)
-        losses = measured.losses_J[number:] if self.objective.targets else measured.losses_J
         found: dict[str, Any] = {
             "validation_standard_error": measured.errors_J[:number],
             "validation_bits_per_byte": measured.bits_J[:number],
-            "objective": self.objective.value(losses),
+            "objective": self.objective.value(self.objective.counted(measured.losses_J, number)),
         }
         for index, name in enumerate(self.objective.targets, number):
             found[f"target.{name}.loss"] = float(measured.losses_J[index])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from acodm_cli import __version__
@@ -95,7 +97,9 @@ class Run:
     settings: what was asked for. targets: what the model should become good at. corpus, mixer, trainer: the parts of the run. prior_K: the weights that it starts
     from. compute, ranks: where it runs. parameters: the number of the model's parameters. memory: the estimated memory
     that it takes. inputs: a digest of the content of each input, by its name in messages. warn: told what the user
-    should know. recorder: keeps the record so far. checkpoint_seconds: the time spent on saving.
+    should know. objective: what the run is for. recorder: keeps the record of the episode. costs: those of the episodes that
+    are finished; with one episode, and on other ranks than the first, there are none. best: the record and the policy of the best
+    of these. checkpoint_seconds: the time spent on saving.
     """
 
     def __init__(
@@ -123,7 +127,10 @@ class Run:
         self.memory = memory
         self.inputs = inputs
         self.warn = warn
+        self.objective = objective
         self.recorder = Recorder(corpus.names, objective)
+        self.costs: list[float] = []
+        self.best: tuple[Recorder, bytes | None] | None = None
         self.checkpoint_seconds = 0.0
         self._folder: RunFolder | None = None
         self._stop: StopRequest | None = None
@@ -146,14 +153,40 @@ class Run:
         if self._stop is not None:
             self._stop.in_training = True
         with memory_errors(self.settings), Watch(self.ranks, 60 * self.settings.rank_timeout) as watch:
-            for event in self.trainer.steps():
-                watch.round_ended()
-                if self.ranks.is_first:
-                    self.recorder.add(event)
-                yield event
-                # From here on all ranks act together, and whoever follows the run has seen the step.
-                self._save_if_due(event.step)
-                watch.round_ended()
+            while True:
+                for event in self.trainer.steps():
+                    watch.round_ended()
+                    if self.ranks.is_first:
+                        self._record(event)
+                    yield event
+                    # From here on all ranks act together, and whoever follows the run has seen the step.
+                    self._save_if_due(event.run_step)
+                    watch.round_ended()
+                if self.trainer.episode == self.settings.episodes:
+                    return
+                self._begin_episode()
+
+    def _record(self, event: StepEvent) -> None:
+        """Records a step. An episode that has ended with it is kept if it is the best one so far."""
+        self.recorder.add(event)
+        if self.settings.episodes > 1 and event.step == self.settings.steps:
+            assert event.validation is not None
+            losses_J = self.objective.counted(event.validation.losses_J, len(self.corpus.names))
+            self.costs.append(self.mixer.cost(self.objective, losses_J))
+            if self._best_episode == event.episode:
+                self.best = self.recorder, self.mixer.policy_bytes(self.corpus.names)
+
+    @property
+    def _best_episode(self) -> int:
+        """The number of the finished episode with the least cost, from 1."""
+        return 1 + int(np.nan_to_num(self.costs, nan=np.inf).argmin())
+
+    def _begin_episode(self) -> None:
+        """Starts the model anew."""
+        if self.ranks.is_first:
+            self.mixer.end_episode(self.costs[-1], self.settings.episodes - self.trainer.episode)
+        self.trainer.restart()
+        self.recorder = Recorder(self.corpus.names, self.objective)
 
     def _save_if_due(self, step: int) -> None:
         folder, stop, settings = self._folder, self._stop, self.settings
@@ -162,7 +195,7 @@ class Run:
         signal_number = self.ranks.largest((stop.signal_number if stop else None) or 0)
         if stop is not None:
             stop.unsaved_steps += 1
-        finished = step == settings.steps
+        finished = step == settings.all_steps
         # The last checkpoint is there because saving the model or the schedule may still fail.
         if finished or signal_number or step % settings.steps_between_checkpoints == 0:
             self._save(folder)
@@ -170,7 +203,7 @@ class Run:
                 stop.unsaved_steps = 0
         if signal_number and not finished:
             raise Interrupted(
-                f"stopped at step {step} of {settings.steps}, state saved; continue with: "
+                f"stopped at step {step} of {settings.all_steps}, state saved; continue with: "
                 f"acodm {settings.command} --out {folder.out} --resume",
                 signal_number,
             )
@@ -208,16 +241,22 @@ class Run:
                 )
         self.trainer.load_state_dict(state["trainer"])
         self.recorder.load_state_dict(state["recorder"])
+        self.costs = state["costs"]
+        if state["best"] is not None:
+            self.best = Recorder(self.corpus.names, self.objective), state["best"]["policy"]
+            self.best[0].load_state_dict(state["best"]["recorder"])
 
     def _save(self, folder: RunFolder) -> None:
         started = time.perf_counter()
         state = {
             "trainer": self.trainer.state_dict(),
             "recorder": self.recorder.state_dict(),
+            "costs": self.costs,
+            "best": self.best and {"recorder": self.best[0].state_dict(), "policy": self.best[1]},
             "inputs": self.inputs,
             "settings": self.settings.anchored(self.mixer.files).to_json(),
         }
-        self.ranks.first(lambda: folder.save_checkpoint(self.trainer.step, state, self.settings.keep_checkpoints))
+        self.ranks.first(lambda: folder.save_checkpoint(self.trainer.run_step, state, self.settings.keep_checkpoints))
         self.checkpoint_seconds += time.perf_counter() - started
 
     def save_model(self, folder: Path) -> None:
@@ -258,8 +297,11 @@ class Run:
     # The record
 
     def schedule(self, with_policy: bool = True) -> Schedule:
-        """Returns what the run has drawn and learned so far. with_policy: includes what the mixer has learned, which
-        takes about a second."""
+        """Returns what the run has drawn and learned so far; of several episodes, in the best one that is finished. with_policy:
+        includes what the mixer has learned, which takes about a second."""
+        if self.best is not None:
+            recorder, policy = self.best
+            return recorder.schedule(self.info(), policy if with_policy else None)
         policy = self.mixer.policy_bytes(self.corpus.names) if with_policy else None
         return self.recorder.schedule(self.info(), policy)
 
@@ -267,7 +309,7 @@ class Run:
         """Returns what the schedule file says about its run: nothing of this machine, neither paths nor times."""
         s = self.settings
         tokenizer = self.corpus.tokenizer
-        return {
+        return ({"episodes": self._episodes_info()} if s.episodes > 1 else {}) | {
             "acodm_version": __version__,
             "command": s.command,
             "model": s.model if "/" not in s.model else Path(s.model).name,
@@ -296,6 +338,15 @@ class Run:
                 "tokens": dict(zip(self.corpus.names, map(int, self.corpus.tokens_K), strict=True)),
                 "sequences": dict(zip(self.corpus.names, map(int, self.trainer.sampler.sizes_K), strict=True)),
             },
+        }
+
+    def _episodes_info(self) -> dict[str, Any]:
+        """Returns what the schedule file says about the episodes of its run, of which it holds the best."""
+        return {
+            "number": self.settings.episodes,
+            "best": self._best_episode if self.costs else None,
+            "costs": [cost if math.isfinite(cost) else None for cost in self.costs],
+            "tokens": self.trainer.run_step * self.settings.tokens_per_step,
         }
 
     def is_guided(self, target: Target) -> bool:

@@ -24,8 +24,8 @@ class FileSettings:
     PANEL: ClassVar = "Files"
 
     save_model: str | None = setting(None, changeable=True)
-    """The folder for the trained model, as a Hugging Face checkpoint. Default: none of proxy-train, beside --out of
-    apply."""
+    """The folder for the trained model (of several --episodes, the last one's), as a Hugging Face checkpoint. Default: none
+    of proxy-train, beside --out of apply."""
 
     checkpoint_every: int | None = setting(None, least=1, changeable=True)
     """The number of steps between checkpoints. Default: a fifth of the run, at most 1000."""
@@ -88,9 +88,14 @@ class RunSettings(
         check_options(self)
 
     @property
+    def all_steps(self) -> int:
+        """The number of steps of all episodes together."""
+        return self.episodes * self.steps
+
+    @property
     def steps_between_checkpoints(self) -> int:
         """The number of steps between checkpoints: `checkpoint_every`, or a fifth of the run and at most 1000."""
-        return self.checkpoint_every or max(1, min(1000, self.steps // 5))
+        return self.checkpoint_every or max(1, min(1000, self.all_steps // 5))
 
     def to_json(self) -> dict[str, Any]:
         """Returns all settings by name."""

@@ -155,7 +155,7 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
     info = {
         name: value
         for name, value in mean.info.items()
-        if name not in ("seed", "title", "paper", "source", "caveat", "phase", "evaluation")
+        if name not in ("seed", "title", "paper", "source", "caveat", "phase", "evaluation", "episodes")
     }
     info["seeds"] = [seed for run in ordered for seed in run.run.seeds]
     mixers = dict.fromkeys(run.run.mixer for run in ordered if run.run.mixer)

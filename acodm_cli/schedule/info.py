@@ -36,6 +36,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Episodes:
+    """The episodes of a run, of which the schedule holds the best. number: how many there are. best: which it is, from 1. costs: of
+    those that are finished, None where it is not known. tokens: what was trained on in all."""
+
+    number: int
+    best: int
+    costs: tuple[float | None, ...]
+    tokens: float | None
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What is known of a run. Where the metadata do not say, a text is empty, a number is None and a mapping is empty.
 
@@ -43,7 +54,7 @@ class RunInfo:
     batch: global batch in sequences. seq_len: predicted tokens per sequence. seeds: one of a run, several of a mean
     over runs. prior: weight by domain. tokens, sequences: the size of the corpus, by domain. composed: what was done to
     the schedule since, in order. warm_up: the last step in which weights were drawn around the prior, before learning
-    began; 0 if there was none. evaluation: what was measured of the trained model. title, paper, source, caveat: what
+    began; 0 if there was none. episodes: None if there is but one, or none is finished. evaluation: what was measured of the trained model. title, paper, source, caveat: what
     published mixtures say of themselves.
     """
 
@@ -65,6 +76,7 @@ class RunInfo:
     sequences: dict[str, float]
     composed: tuple[str, ...]
     warm_up: int
+    episodes: Episodes | None
     evaluation: Evaluation | None
     title: str
     paper: str
@@ -95,6 +107,7 @@ class RunInfo:
             sequences=_numbers(corpus.get("sequences")),
             composed=tuple(filter(None, map(_text, composed))) if isinstance(composed, list) else (),
             warm_up=_warm_up(info.get("phase")),
+            episodes=_episodes(_mapping(info.get("episodes"))),
             evaluation=_evaluation(_mapping(info.get("evaluation"))),
             title=_text(info.get("title")),
             paper=_text(info.get("paper")),
@@ -135,6 +148,15 @@ def _warm_up(phases: Any) -> int:
     """Returns the last step of the first phase if that is warm-up. phases: objects with name, first_step and last_step."""
     first = _mapping(phases[0]) if isinstance(phases, list) and phases else {}
     return (_whole(first.get("last_step"), 1) or 0) if first.get("name") == WARM_UP else 0
+
+
+def _episodes(value: dict[str, Any]) -> Episodes | None:
+    number, best, costs = _whole(value.get("number"), 2), _whole(value.get("best"), 1), value.get("costs")
+    if number is None or best is None:
+        return None
+    return Episodes(
+        number, best, tuple(map(_number, costs)) if isinstance(costs, list) else (), _number(value.get("tokens"))
+    )
 
 
 def _evaluation(value: dict[str, Any]) -> Evaluation | None:

@@ -152,6 +152,6 @@ def event(step: int) -> Any:
     numbers = {"train_loss": 1.0, "learning_rate": 1.0, "gradient_norm": 1.0}
     energies = {"interaction_energy": float("nan"), "self_energy": float("nan")}
     return StepEvent(
-        step, 100, half_K, np.ones(2, np.int64), half_K, **numbers, **energies, report=Report(), validation=None,
+        step, 1, step, 100, half_K, np.ones(2, np.int64), half_K, **numbers, **energies, report=Report(), validation=None,
         seconds_of={"model": 1.0},
     )  # fmt: skip

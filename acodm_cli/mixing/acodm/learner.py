@@ -29,14 +29,15 @@ class AcOdmLearner(Mixer):
     """Acts, is rewarded by gradient alignment, and learns, with one transition and a few updates per step.
 
     In the warm-up it explores around the prior (or around a transferred policy, if it continues one), and only the
-    critics learn. After the warm-up the agent decides.
+    critics learn. After the warm-up the agent decides. Of several episodes only the first one has a warm-up: the agent goes
+    on, while what is averaged over a model's life begins anew with the model.
     """
 
     name = "ac-odm"
     needs_gram = True
     guided = True
     Settings = AgentSettings
-    uses = ("prior", "agent", "objective_weights")
+    uses = ("prior", "agent", "objective_weights", "episodes")
 
     def __init__(
         self,
@@ -49,22 +50,27 @@ class AcOdmLearner(Mixer):
         self.agent_settings = settings
         self.depths = relative_depths(settings.depths)
         self.exploring = True
+        self.episode = 1
         self.latest: dict[str, float] = {}
         size = state_size(len(prior_K), settings.depths)
         self.agent = make_agent(size, torch.from_numpy(prior_K).float(), settings, seed)
-        self.reward = AlignmentReward(len(prior_K), settings.ema)
-        self.losses = MovingAverage((len(prior_K),), settings.ema)
         self.objective = objective
-        if objective.targets:
-            self.balance = Balance(objective)
-            self.guided_reward = GuidedReward(len(prior_K), len(objective.targets), settings.guide_ema)
-            self.guide_losses = MovingAverage((len(objective.targets),), settings.guide_ema)
+        self._begin_averages()
         self.least_weights_K = max(settings.floor_share, 0.01) * prior_K
         self.initial = initial
         if initial is not None:
             self.agent.actor.load_state_dict(initial.actor.state_dict())
             self.agent.target_actor.load_state_dict(initial.actor.state_dict())
             self.agent.normalizer.load(initial.normalizer.tensors())
+
+    def _begin_averages(self) -> None:
+        num_domains, settings = len(self.agent.prior_K), self.agent_settings
+        self.reward = AlignmentReward(num_domains, settings.ema)
+        self.losses = MovingAverage((num_domains,), settings.ema)
+        if targets := len(self.objective.targets):
+            self.balance = Balance(self.objective)
+            self.guided_reward = GuidedReward(num_domains, targets, settings.guide_ema)
+            self.guide_losses = MovingAverage((targets,), settings.guide_ema)
 
     @classmethod
     def default_settings(cls, preset: str) -> AgentSettings:
@@ -83,7 +89,8 @@ class AcOdmLearner(Mixer):
         state_F = encode_state(observation)
         if observation.step == 0:
             self.agent.normalizer.update(state_F)
-        self.exploring = observation.step < self.agent_settings.warmup_steps(observation.total_steps)
+        warmup_steps = self.agent_settings.warmup_steps(observation.total_steps)
+        self.exploring = self.episode == 1 and observation.step < warmup_steps
         follow: Literal["prior", "actor"] = "prior" if self.exploring and self.initial is None else "actor"
         noise = self.agent_settings.warmup_noise if self.exploring else self.agent_settings.noise
         initial_K = None if self.initial is None else self.initial.act(state_F)
@@ -160,6 +167,19 @@ class AcOdmLearner(Mixer):
             found[f"target.{name}.guide_loss"] = float(self.guide_losses.value[index])
         return found
 
+    def cost(self, objective: Objective, losses_J: Array) -> float:
+        """Returns the log of what is rewarded: J in nats, or the log of the mean perplexity."""
+        if objective.targets or self.objective.targets or self.agent_settings.objective == "loss":
+            return super().cost(objective, losses_J)
+        return float(np.logaddexp.reduce(losses_J + np.log(objective.shares(len(losses_J)))))
+
+    def end_episode(self, cost: float, left: int) -> None:
+        self.episode += 1
+        self._begin_averages()
+        self.agent.end_episode()
+        if self.initial is not None:
+            self.initial.end_episode(cost, left)
+
     def policy_bytes(self, domains: list[str]) -> bytes:
         """Returns the actor, fitted to what was executed. The agent itself continues as it was."""
         before = copy.deepcopy(self.agent.state_dict())
@@ -177,6 +197,7 @@ class AcOdmLearner(Mixer):
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "episode": self.episode,
             "agent": self.agent.state_dict(),
             "reward": self.reward.state_dict(),
             "losses": self.losses.state_dict(),
@@ -185,6 +206,7 @@ class AcOdmLearner(Mixer):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.episode = state["episode"]
         self.agent.load_state_dict(state["agent"])
         self.reward.load_state_dict(state["reward"])
         self.losses.load_state_dict(state["losses"])

@@ -29,7 +29,7 @@ class MirrorAgent(Agent):
 
     def __init__(self, state_size: int, prior_K: Tensor, settings: AgentSettings, seed: int) -> None:
         super().__init__(state_size, prior_K, settings, seed)
-        self.trajectory = Trajectory(TRAJECTORY_LENGTH, state_size, len(prior_K))
+        self.end_episode()
         self.ascended_K = torch.zeros(len(prior_K))
 
     def choose_offsets(self, state_F: Tensor, follow: Literal["prior", "actor"], initial_K: Tensor | None) -> Tensor:
@@ -56,6 +56,9 @@ class MirrorAgent(Agent):
     def _bounded(self, offsets_K: Tensor) -> Tensor:
         bound = self.settings.logit_bound
         return offsets_K if bound is None else offsets_K.clamp(-bound, bound)
+
+    def end_episode(self) -> None:
+        self.trajectory = Trajectory(TRAJECTORY_LENGTH, len(self.normalizer.mean_F), len(self.prior_K))
 
     def distil(self, updates: int) -> None:
         for _ in range(updates):

@@ -181,6 +181,9 @@ class FrozenPolicy(Mixer):
     def observe(self, feedback: Feedback) -> Report:
         return Report(phase="policy")
 
+    def end_episode(self, cost: float, left: int) -> None:
+        self.offsets_K = torch.zeros_like(self.offsets_K)
+
     def settings(self) -> dict[str, Any]:
         return {name: getattr(self.agent_settings, name) for name in _ACTOR_SETTINGS}
 

@@ -62,7 +62,7 @@ class Tracker(ABC):
         """Passes on the numbers of a finished step. A tracker that fails is not used again, and never stops the run."""
         if self.working:
             numbers = numbers_of(event, self.tracked.domains, self.tracked.tokens_per_step)
-            self._guarded(f"at step {event.step}", lambda: self.log(event.step, numbers))
+            self._guarded(f"at step {event.run_step}", lambda: self.log(event.run_step, numbers))
 
     def close(self) -> None:
         """Ends tracking. Nothing that goes wrong here stops the run either."""
@@ -81,7 +81,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, step: int, numbers: dict[str, float]) -> None:
-        """Writes the numbers of one step. step: its number, from 1. numbers: by name, as `numbers_of` returns them."""
+        """Writes the numbers of one step. step: its number in the run, from 1. numbers: by name, as `numbers_of` returns them."""
 
     @abstractmethod
     def end(self) -> None:
