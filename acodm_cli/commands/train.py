@@ -194,6 +194,8 @@ def _show_preflight(run: Run, disk: str, console: Console) -> None:
     uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK, s.max_epochs)
     whose = "prior" if planned_SK is None else "schedule's" if s.schedule else run.mixer.name
     print_preflight(console, uses, whose)
+    if s.prior == "importance":
+        _say(console, "prior: importance, the mixture whose bigrams are most like the targets' guide text", "dim")
     if run.ranks.is_first:
         print_corpus(console, run.corpus)
         for target, text in zip(run.targets, run.trainer.texts[len(run.corpus.names) :], strict=True):

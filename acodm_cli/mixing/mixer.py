@@ -9,7 +9,7 @@ Shape letters: K domains, L depths at which weight norms are read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -102,6 +102,7 @@ class Task:
     settings, as texts by name. preset: the name of the preset of the agent's settings. schedule: the schedule that
     `apply` trains with, its domains in the order of the run; None if there is none. objective: what the run is for.
     episodes: how often the model starts anew while the mixer goes on.
+    importance: computes the weights of `--prior importance`; None without targets.
     """
 
     domains: list[str]
@@ -113,6 +114,7 @@ class Task:
     schedule: Schedule | None = None
     objective: Objective = field(default_factory=Objective)
     episodes: int = 1
+    importance: Callable[[], Array] | None = None
 
 
 class Mixer(ABC):

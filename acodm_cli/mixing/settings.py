@@ -10,7 +10,7 @@ from acodm_cli.settings import setting
 
 AgentPreset = Literal["default", "paper"]
 ApplyMode = Literal["auto", "policy", "replay", "online"]
-Prior = Literal["given", "uniform", "natural"]
+Prior = Literal["given", "uniform", "natural", "importance"]
 ReplayAlignment = Literal["progress", "steps", "tokens"]
 
 # The mixer that decides the weights in each mode of `apply`. auto is one of them, by what the schedule holds.
@@ -37,7 +37,8 @@ class MixingSettings:
     """What a domain of the schedule is called in this corpus: OLD=NEW."""
 
     prior: Prior = setting("given", commands=("proxy-train",))
-    """The weights to start from and to explore around. given: the manifest's, uniform without one."""
+    """The weights to start from and to explore around. importance: those that make the targets' text most likely, by the bigrams
+    of the domains. given: the manifest's; without them importance if targets guide ac-odm, else uniform."""
 
     objective_weights: dict[str, str] | None = setting(None, flag="--objective-weight")
     """How much a domain's loss counts in what the mixture is for: NAME=2. Default: 1. With targets, theirs count instead."""

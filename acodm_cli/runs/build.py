@@ -11,6 +11,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.corpus.embedded import EMBEDDED_DOMAINS
 from acodm_cli.corpus.held_out import GUIDE_OF_DOMAINS, LEAST_WINDOWS, HeldOutText, guide_of_domains
+from acodm_cli.corpus.importance import likeliest_mixture
 from acodm_cli.corpus.preflight import check_room
 from acodm_cli.corpus.settings import TargetSettings
 from acodm_cli.corpus.store_writer import OnProgress
@@ -41,8 +43,8 @@ from acodm_cli.engine.models import (
 from acodm_cli.engine.trainer import Trainer
 from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.mixing.baselines.static import natural_weights, uniform_weights
-from acodm_cli.mixing.catalog import make_mixer
-from acodm_cli.mixing.mixer import Array, Mixer, Task
+from acodm_cli.mixing.catalog import make_mixer, mixer_class
+from acodm_cli.mixing.mixer import Array, Mixer, Task, with_uniform
 from acodm_cli.mixing.objective import Objective
 from acodm_cli.mixing.settings import MIXER_OF_MODE
 from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory
@@ -58,6 +60,8 @@ STRETCHED = 10
 # The settings of guide passes, and which share of the batch a pass has by default.
 GUIDE = ("guide", "target_balance", "guide_every", "guide_sequences")
 GUIDE_SHARE = 16
+# The share of uniform weights in the prior that targets give, so that every domain is drawn sometimes.
+IMPORTANCE_UNIFORM = 0.05
 
 
 def _warn(message: str) -> None:
@@ -116,10 +120,13 @@ def build_run(
                 f"{trained_on} documents of target {target.name} are training documents too; what is reported on it says less"
             )
     objective = _objective(settings, corpus.names, targets)
-    prior_K = _prior(settings, corpus, schedule)
+    if schedule is None:
+        settings = _with_prior(settings, corpus, mixer or mixer_class(_mixer_name(settings)), targets)
+    importance = _importance(corpus, targets, objective, ranks)
+    prior_K = _prior(settings, corpus, schedule, importance)
     if mixer is None:
         guides = Objective((GUIDE_OF_DOMAINS,), (1.0,)) if settings.guide == "domains" else objective
-        mixer = _make_mixer(settings, corpus, prior_K, schedule, guides)
+        mixer = _make_mixer(settings, corpus, prior_K, schedule, guides, importance)
         _check_applies(settings, mixer, len(targets))
     if mixer.needs_gram and settings.batch < 2 * len(corpus.names):
         warn(_small_batch(settings.batch, len(corpus.names), mixer.name))
@@ -221,13 +228,41 @@ def _warn_of_stretching(settings: RunSettings, schedule: Schedule, warn: Callabl
         )
 
 
-def _prior(settings: RunSettings, corpus: Corpus, schedule: Schedule | None) -> Array:
+def _with_prior(
+    settings: RunSettings, corpus: Corpus, mixer: Mixer | type[Mixer], targets: list[Target]
+) -> RunSettings:
+    """Returns the settings with `importance` for an agent whom targets guide, unless the user or the manifest gave a prior."""
+    guided = bool(targets) and settings.guide == "targets" and mixer.guided and "agent" in mixer.uses
+    if guided and settings.prior == "given" and not corpus.weights:
+        return replace(settings, prior="importance")
+    return settings
+
+
+def _importance(
+    corpus: Corpus, targets: list[Target], objective: Objective, ranks: Ranks
+) -> Callable[[], Array] | None:
+    """Returns what computes the weights that make the targets' guide text most likely, once. None without targets."""
+    if not targets:
+        return None
+    texts, shares_J = [target.guide for target in targets], objective.shares(len(targets))
+    return cache(
+        lambda: ranks.shared(lambda: with_uniform(likeliest_mixture(corpus, texts, shares_J), IMPORTANCE_UNIFORM))
+    )
+
+
+def _prior(
+    settings: RunSettings, corpus: Corpus, schedule: Schedule | None, importance: Callable[[], Array] | None
+) -> Array:
     """Returns the weights to start from, on the simplex. [K]"""
     if schedule is not None:
         recorded = schedule.run.prior
         if set(recorded) == set(schedule.domains) and all(weight > 0 for weight in recorded.values()):
             return natural_weights(np.array([recorded[name] for name in schedule.domains]))
         return natural_weights(schedule.weights_SK[0])
+    if settings.prior == "importance":
+        if importance is None:
+            raise UsageError("--prior importance is for targets; name one with --target, or leave it out")
+        return importance()
     if settings.prior == "natural":
         return natural_weights(corpus.upsampled_tokens_K)
     if settings.prior == "given" and corpus.weights:
@@ -235,18 +270,28 @@ def _prior(settings: RunSettings, corpus: Corpus, schedule: Schedule | None) -> 
     return uniform_weights(len(corpus.names))
 
 
+def _mixer_name(settings: RunSettings) -> str:
+    return MIXER_OF_MODE[settings.mode] if settings.command == "apply" else settings.mixer
+
+
 def _make_mixer(
-    settings: RunSettings, corpus: Corpus, prior_K: Array, schedule: Schedule | None, objective: Objective
+    settings: RunSettings,
+    corpus: Corpus,
+    prior_K: Array,
+    schedule: Schedule | None,
+    objective: Objective,
+    importance: Callable[[], Array] | None,
 ) -> Mixer:
-    name, options = settings.mixer, settings.mixer_options
+    name, options = _mixer_name(settings), settings.mixer_options
     if settings.command == "apply":
-        name = MIXER_OF_MODE[settings.mode]
         if schedule is not None and options is not None and "schedule" in options:
             raise UsageError("--mixer-option schedule= does nothing beside --schedule; leave one of them out")
         if name == "replay":
             options = {"by": settings.replay_by} | (options or {})
     tokens_K, seed, preset = corpus.upsampled_tokens_K, settings.seed, settings.agent
-    task = Task(corpus.names, tokens_K, prior_K, seed, options, preset, schedule, objective, settings.episodes)
+    task = Task(
+        corpus.names, tokens_K, prior_K, seed, options, preset, schedule, objective, settings.episodes, importance
+    )
     return make_mixer(name, task)
 
 

@@ -188,6 +188,7 @@ def test_balance_turns_to_the_target_that_improves_least() -> None:
             "--guide-every 4 does nothing with mixer uniform",
         ),
         (["--target", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["--prior", "importance"], "--prior importance is for targets; name one with --target"),
     ],
 )
 def test_options_that_do_nothing(
@@ -257,3 +258,26 @@ def test_a_domain_whose_loss_counts_more_is_drawn_more(corpus: Corpus) -> None:
     assert weighted.per_step["objective"][-1] == pytest.approx(losses_K @ shares_K, rel=1e-5)
     with pytest.raises(UsageError, match="there is no such domain; there are arithmetic"):
         build_run(replace(SMALL, objective_weights={"x": "1"}), corpus=corpus)
+
+
+def test_an_agent_starts_from_what_is_like_its_targets(
+    corpus: Corpus, small: list[object], targets: tuple[str, str], tmp_path: Path
+) -> None:
+    outcome = acodm("proxy-train", "--steps", 2, "--out", tmp_path / "a.parquet", "--target", targets[0], *small)
+    assert outcome.code == 0, outcome.stderr
+    assert "prior: importance, the mixture whose bigrams are most like the targets' guide text" in outcome.stderr + outcome.stdout
+    assert Schedule.read(tmp_path / "a.parquet").info["prior"]["code"] > 0.9
+
+    def prior_of(**changed: object) -> Array:
+        settings = replace(SMALL, target=targets, target_weight={"code": "3"}, **changed)  # type: ignore[arg-type]
+        return build_run(settings, corpus=corpus, warn=lambda _: None).prior_K
+
+    likely_K = np.full(4, 0.0125) + 0.95 * np.array([0.25, 0.75, 0, 0])
+    assert corpus.names[:2] == ["arithmetic", "code"]
+    assert prior_of(target_balance="robust") == pytest.approx(likely_K, abs=0.02)
+    assert prior_of(mixer="odm", prior="importance") == pytest.approx(likely_K, abs=0.02)
+    for uniform in ({"mixer": "odm"}, {"guide": "domains"}, {"prior": "uniform"}):
+        assert np.array_equal(prior_of(**uniform), uniform_weights(4)), uniform
+    given = replace(corpus, weights={"arithmetic": 1, "code": 1, "prose": 1, "tables": 5})
+    of_manifest = build_run(replace(SMALL, target=targets), corpus=given, warn=lambda _: None).prior_K
+    assert of_manifest == pytest.approx([0.125, 0.125, 0.125, 0.625])
