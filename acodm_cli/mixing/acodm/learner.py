@@ -69,7 +69,7 @@ class AcOdmLearner(Mixer):
         self.losses = MovingAverage((num_domains,), settings.ema)
         if targets := len(self.objective.targets):
             self.balance = Balance(self.objective)
-            self.guided_reward = GuidedReward(num_domains, targets, settings.guide_ema)
+            self.guided_reward = GuidedReward(num_domains, targets, settings.guide_ema, settings.ema)
             self.guide_losses = MovingAverage((targets,), settings.guide_ema)
 
     @classmethod
@@ -109,10 +109,12 @@ class AcOdmLearner(Mixer):
     def observe(self, feedback: Feedback) -> Report:
         settings = self.agent_settings
         if self.objective.targets:
-            reward_K, seen_K = self._guided_reward(feedback), self.guided_reward.seen_K
+            reward_K, size = self._guided_reward(feedback)
+            seen_K = self.guided_reward.seen_K
+            scaled_K = (reward_K / size).clip(-3, 3) if size else np.zeros_like(reward_K)
         else:
             reward_K, seen_K = self._reward(feedback), self.reward.seen_K
-        scaled_K = (standardise if settings.scale == "z-score" else relative)(reward_K, seen_K)
+            scaled_K = (standardise if settings.scale == "z-score" else relative)(reward_K, seen_K)
         state_F, next_state_F = encode_state(feedback.observation), encode_state(feedback.next_observation)
         action_K, scaled_reward_K = torch.from_numpy(feedback.weights_K), torch.from_numpy(scaled_K)
         self.agent.normalizer.update(next_state_F)
@@ -146,16 +148,19 @@ class AcOdmLearner(Mixer):
         # A domain that --max-epochs has closed is still drawn for what it is owed, when its weight may be zero.
         return np.maximum(feedback.weights_K, self.least_weights_K)
 
-    def _guided_reward(self, feedback: Feedback) -> Array:
-        """Returns r̂, the smoothed first-order decrease of the targets' loss. In steps without a guide pass it stays. [K]"""
+    def _guided_reward(self, feedback: Feedback) -> tuple[Array, float]:
+        """Returns (r̂, what one more share of each domain does for the targets [K]; the mean size of gains)."""
+        assert feedback.gram_KK is not None
+        settings = self.agent_settings
+        self.guided_reward.update(feedback.gram_KK, feedback.self_K, feedback.guide_KJ, feedback.samples_K)
         if feedback.guide_KJ is not None:
             assert feedback.guide_losses_J is not None
-            self.guided_reward.update(
-                feedback.guide_KJ, self._divisors(feedback, by_default=False), feedback.samples_K > 0
-            )
             self.guide_losses.update(feedback.guide_losses_J)
             self.balance.update(np.where(self.guide_losses.seen, self.guide_losses.value, np.nan))
-        return self.guided_reward.value(self.balance.weights_J)
+        batch = float(feedback.samples_K.sum())
+        return self.guided_reward.value(
+            self.balance.weights_J, feedback.weights_K, batch, settings.crowding, settings.relative
+        )
 
     def _of_targets(self) -> dict[str, float]:
         """Returns what to record of the targets: their weights, and the smoothed losses of their guide text."""

@@ -12,16 +12,13 @@ from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array
 
 
-class AlignmentReward:
-    """Computes r̂_i^t = ξ r̂_i^{t-1} + (1-ξ) W_i^t / P_i^{t-1}. The self term adds the same average of ‖g_i‖² / P_i.
+class PairAverage:
+    """The moving average of a matrix of pairs of domains, with the unbiased squares on its diagonal.
 
-    W_i = Σ_{j≠i} H_ij is the gradient alignment of domain i, P_i the probability with which the batch was drawn from
-    it, and ξ is `ema`.
+    A pair counts only in batches that hold both domains: where sums over the domains that happen to be in a batch are averaged,
+    domains that are often drawn together seem aligned, and are then drawn even more.
 
-    An average is kept of each H_ij / P_i, and the averages are summed. This gives the same where every batch holds
-    every domain. Where a batch does not, its W_i sums only over the domains that happen to be in it: domains that are
-    often drawn together would seem aligned, and would then be drawn even more. So a pair counts only in batches that
-    hold both domains, and a pair that was never seen gets the mean of the other pairs in its row.
+    ema: ξ, the share that the average keeps per step.
     """
 
     def __init__(self, num_domains: int, ema: float) -> None:
@@ -33,6 +30,52 @@ class AlignmentReward:
         others_KK = ~np.eye(len(self.average.seen), dtype=bool)
         return np.any(self.average.seen & others_KK, axis=1)
 
+    def update(self, pairs_KK: Array, present_K: NDArray[np.bool_], self_K: Array | None) -> None:
+        """Takes a batch into the average. pairs_KK: the values of pairs; their diagonal is not used. present_K: the domains in the
+        batch. self_K: the diagonal, NaN where it is unknown; None if it is not wanted."""
+        both_KK = present_K[:, None] & present_K[None, :]
+        observed_KK = np.where(both_KK, pairs_KK, np.nan)
+        np.fill_diagonal(observed_KK, np.nan if self_K is None else self_K)
+        self.average.update(observed_KK)
+
+    def value(self) -> Array:
+        """Returns the average. A pair that was never seen gets the mean of the other pairs in its row, an unknown square that
+        of the known ones. [K, K]"""
+        value_KK, seen_KK = self.average.value, self.average.seen
+        diagonal_KK = np.eye(len(value_KK), dtype=bool)
+        pairs_KK = seen_KK & ~diagonal_KK
+        of_row_K1 = np.where(pairs_KK, value_KK, 0).sum(1, keepdims=True) / np.maximum(
+            pairs_KK.sum(1, keepdims=True), 1
+        )
+        known_K = np.diag(seen_KK)
+        square = np.diag(value_KK)[known_K].mean() if known_K.any() else 0.0
+        return np.where(seen_KK, value_KK, np.where(diagonal_KK, square, of_row_K1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the average."""
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` gave."""
+        self.average.load_state_dict(state)
+
+
+class AlignmentReward:
+    """The reward of the paper: r̂_i^t = ξ r̂_i^{t-1} + (1-ξ) W_i^t / P_i^{t-1}. The self term adds the same average of ‖g_i‖² / P_i.
+
+    W_i = Σ_{j≠i} H_ij is the gradient alignment of domain i, P_i the probability with which the batch was drawn from
+    it, and ξ is `ema`. An average is kept of each H_ij / P_i, and the averages are summed, which is the same where every batch
+    holds every domain.
+    """
+
+    def __init__(self, num_domains: int, ema: float) -> None:
+        self.pairs = PairAverage(num_domains, ema)
+
+    @property
+    def seen_K(self) -> NDArray[np.bool_]:
+        """Whether each domain was seen together with another one. [K]"""
+        return self.pairs.seen_K
+
     def update(
         self, gram_KK: Array, weights_K: Array, present_K: NDArray[np.bool_], self_K: Array | None = None
     ) -> Array:
@@ -43,65 +86,83 @@ class AlignmentReward:
         """
         assert (weights_K[present_K] > 0).all()
         inverse_K = np.divide(1.0, weights_K, out=np.full_like(weights_K, np.nan), where=present_K)
-        observed_KK = np.where(present_K[None, :], gram_KK * inverse_K[:, None], np.nan)
-        np.fill_diagonal(observed_KK, np.nan if self_K is None else self_K * inverse_K)
-        self.average.update(observed_KK)
-        return self._sums(self_K is not None)
-
-    def _sums(self, with_self_term: bool) -> Array:
-        value_KK, seen_KK = self.average.value, self.average.seen
-        diagonal_KK = np.eye(len(value_KK), dtype=bool)
-        pairs_KK = seen_KK & ~diagonal_KK
-        of_row_K1 = np.where(pairs_KK, value_KK, 0).sum(1, keepdims=True) / np.maximum(
-            pairs_KK.sum(1, keepdims=True), 1
-        )
-        reward_K = gradient_alignment(np.where(seen_KK, value_KK, of_row_K1))
-        if not with_self_term:
-            return reward_K
-        known_K, self_K = np.diag(seen_KK), np.diag(value_KK)
-        return reward_K + np.where(known_K, self_K, self_K[known_K].mean() if known_K.any() else 0.0)
+        self.pairs.update(gram_KK * inverse_K[:, None], present_K, None if self_K is None else self_K * inverse_K)
+        pairs_KK = self.pairs.value()
+        return gradient_alignment(pairs_KK) if self_K is None else pairs_KK.sum(axis=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the averages."""
-        return self.average.state_dict()
+        return self.pairs.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from what `state_dict` gave."""
-        self.average.load_state_dict(state)
+        self.pairs.load_state_dict(state)
 
 
 class GuidedReward:
-    """Computes r̂_i = Σ_j c_j ξ-average(H_ij), the first-order decrease of Σ_j c_j L_j by one more share of domain i, where
-    H_ij = ⟨g_i, g_j⟩ with the gradient of target j's guide text. A pair counts only in batches that hold domain i.
+    """What one more share of domain i does to Σ_j c_j L_j, by averages over steps of
 
-    ema: the share that the averages keep per guide pass.
+    - h_ij = ⟨g_i, g_j⟩, with the gradient of target j's guide text, which is the first-order decrease of L_j by a gradient step;
+    - H_ij = ⟨g_i, g_j⟩ of domains, and σ_i², the variance of the gradient of one sequence of domain i.
+
+    AdamW and clipping take steps of a fixed size, so a large gradient does not move the model further: it only turns the step its
+    way. So the gain is divided by the size of the domain's gradient in a batch of B sequences, s_i = √(‖g_i‖² + σ_i²/B). A
+    share κ, `crowding`, of what the mixture Gα gains by now is subtracted, as far as domain i goes the same way: with κ = 1 it is
+    the derivative of ⟨∇J, Gα⟩ / ‖Gα‖.
+
+    ema: the share that the averages keep per look.
     """
 
-    def __init__(self, num_domains: int, num_targets: int, ema: float) -> None:
-        self.average = MovingAverage((num_domains, num_targets), ema)
+    def __init__(self, num_domains: int, num_targets: int, ema: float, gram_ema: float) -> None:
+        self.guided = MovingAverage((num_domains, num_targets), ema)
+        self.pairs = PairAverage(num_domains, gram_ema)
+        self.noise = MovingAverage((num_domains,), gram_ema)
 
     @property
     def seen_K(self) -> NDArray[np.bool_]:
         """Whether each domain was ever seen together with a guide. [K]"""
-        return np.any(self.average.seen, axis=1)
+        return np.any(self.guided.seen, axis=1)
 
-    def update(self, guide_KJ: Array, weights_K: Array, present_K: NDArray[np.bool_]) -> None:
-        """Takes a guide pass into the averages. guide_KJ: H, NaN where unknown. weights_K: what H is divided by; ones for the
-        plain decrease. present_K: the domains in the batch."""
-        inverse_K = np.divide(1.0, weights_K, out=np.full_like(weights_K, np.nan), where=present_K)
-        self.average.update(guide_KJ * inverse_K[:, None])
+    def update(self, gram_KK: Array, self_K: Array | None, guide_KJ: Array | None, samples_K: Array) -> None:
+        """Takes a step into the averages. gram_KK: H of the batch. self_K: the unbiased ‖g_i‖², NaN where it is unknown. guide_KJ:
+        h, NaN where it is unknown; None in steps without a guide pass. samples_K: the sequences of each domain."""
+        present_K = samples_K > 0
+        self.pairs.update(gram_KK, present_K, self_K)
+        squares_K = np.diag(self.pairs.value())
+        self.noise.update(np.where(present_K, ((np.diag(gram_KK) - squares_K) * samples_K).clip(min=0), np.nan))
+        if guide_KJ is not None:
+            self.guided.update(guide_KJ)
 
-    def value(self, costs_J: Array) -> Array:
-        """Returns r̂, zero for domains that were not seen. costs_J: c. [K]"""
-        return np.where(self.average.seen, self.average.value, 0.0) @ costs_J
+    def sizes(self, batch: float) -> Array:
+        """Returns s, the size of each domain's gradient in a batch of so many sequences. [K]"""
+        noise_K = np.where(self.noise.seen, self.noise.value, self.noise.value[self.noise.seen].mean())
+        squares_K = np.diag(self.pairs.value()).clip(min=0) + noise_K / batch
+        return np.sqrt(squares_K.clip(min=1e-4 * squares_K.max()))
+
+    def value(
+        self, costs_J: Array, weights_K: Array, batch: float, crowding: float, relative: bool
+    ) -> tuple[Array, float]:
+        """Returns (r̂, zero for domains that were not seen [K]; the mean size of what it would be with κ = 0).
+
+        costs_J: c. weights_K: α, as executed. batch: B."""
+        gain_K = np.where(self.guided.seen, self.guided.value, 0.0) @ costs_J
+        sizes_K = self.sizes(batch) if relative else np.ones_like(gain_K)
+        scale = float(np.abs(gain_K / sizes_K)[self.seen_K].mean()) if self.seen_K.any() else 0.0
+        mixed_K = self.pairs.value() @ weights_K
+        square = float(weights_K @ mixed_K)
+        crowded_K = gain_K @ weights_K / square * mixed_K if square > 0 else 0.0
+        return np.where(self.seen_K, (gain_K - crowding * crowded_K) / sizes_K, 0.0), scale
+
+    _PARTS = ("guided", "pairs", "noise")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the averages."""
-        return self.average.state_dict()
+        return {name: getattr(self, name).state_dict() for name in self._PARTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from what `state_dict` gave."""
-        self.average.load_state_dict(state)
+        for name in self._PARTS:
+            getattr(self, name).load_state_dict(state[name])
 
 
 def domain_costs(losses_K: Array, objective: Literal["loss", "perplexity"]) -> Array:

@@ -34,6 +34,12 @@ class AgentSettings:
     guide_ema: float = setting(0.8, least=0, below=1)
     """The share that the averages of a reward by targets keep per guide pass."""
 
+    relative: bool = True
+    """Whether a reward by targets is divided by the size of the domain's gradient."""
+
+    crowding: float = setting(0.0, least=0, most=1)
+    """The share of the mixture's own gain that such a reward subtracts."""
+
     importance: bool | None = None
     """Whether the reward is divided by P, the probability that drew the domain. None: with the mean over domains it is, with
     targets it is not, because it is then the plain decrease of their loss."""
