@@ -27,6 +27,8 @@ MIXERS = {
     "doremi": "acodm_cli.mixing.baselines.doremi:DoremiMixer",
     "pike": "acodm_cli.mixing.baselines.pike:PikeMixer",
     "ado": "acodm_cli.mixing.baselines.ado:AdoMixer",
+    "importance": "acodm_cli.mixing.baselines.importance:ImportanceMixer",
+    "dga": "acodm_cli.mixing.baselines.dga:DgaMixer",
 }
 
 

@@ -35,7 +35,7 @@ def feedback(
     samples: tuple[int, ...] = (4, 2, 2),
     **found: Any,
 ) -> Feedback:
-    """step: the number of steps done, this one included. found: gram_KK, self_K, excess_K, as nested lists."""
+    """step: the number of steps done, this one included. found: gram_KK, self_K, excess_K, guide_KJ, as nested lists."""
     given: dict[str, Array | None] = {"gram_KK": None, "self_K": None, "excess_K": None}
     given |= {name: np.array(value, dtype=np.float64) for name, value in found.items()}
     before, after = observation(step - 1, losses), observation(step, losses)
@@ -53,4 +53,5 @@ def random_feedback(generator: np.random.Generator, step: int, weights_K: Array)
         gram_KK=gradients_KP @ gradients_KP.T,
         self_K=generator.uniform(0, 1, 3),
         excess_K=generator.uniform(0, 1, 3),
+        guide_KJ=np.where(generator.random((3, 1)) < 0.2, np.nan, generator.normal(1, 1, (3, 2))),
     )

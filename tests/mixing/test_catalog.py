@@ -11,15 +11,18 @@ import pytest
 from acodm_cli.errors import UsageError
 from acodm_cli.mixing.catalog import MIXERS, make_mixer
 from acodm_cli.mixing.mixer import Array, Mixer, Task
+from acodm_cli.mixing.objective import Objective
 from tests.mixing.feedback import observation, random_feedback
 
 TASK = Task(["code", "papers", "web"], np.array([100.0, 300.0, 600.0]), np.full(3, 1 / 3))
+TARGETED = replace(TASK, objective=Objective(("x", "y"), (1, 2)), importance=lambda: np.array([0.2, 0.3, 0.5]))
 NAMES = [name for name in MIXERS if name not in ("replay", "policy")]
 
 
 def made(name: str, **options: str) -> Mixer:
     needed = {"fixed": {"weights": "code:1,papers:2,web:1"}, "doremi": {"reference": "some/folder"}}.get(name, {})
-    return make_mixer(name, replace(TASK, options={**needed, **options}))
+    task = TARGETED if name in ("importance", "dga") else TASK
+    return make_mixer(name, replace(task, options={**needed, **options}))
 
 
 def lived(mixer: Mixer, steps: range) -> list[Array]:
@@ -81,6 +84,8 @@ def test_fixed_weights_from_text_and_file(tmp_path: Path) -> None:
         ("policy", {}, "needs --mixer-option schedule="),
         ("regmix", {}, "there is no mixer regmix; known: ac-odm, natural"),
         ("doremi", {}, "needs --mixer-option reference=FOLDER"),
+        ("importance", {}, "needs a target to be like; name one with --target"),
+        ("dga", {}, "needs a target: name one with --target, or give --guide domains"),
     ],
 )
 def test_mistakes_get_one_line(name: str, options: dict[str, str], says: str) -> None:

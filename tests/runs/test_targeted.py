@@ -188,6 +188,7 @@ def test_balance_turns_to_the_target_that_improves_least() -> None:
             "--guide-every 4 does nothing with mixer uniform",
         ),
         (["--target", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["--mixer", "dga", "--target", "TARGET", "--target-balance", "robust"], "leave out --target-balance"),
         (["--prior", "importance"], "--prior importance is for targets; name one with --target"),
     ],
 )
@@ -265,7 +266,10 @@ def test_an_agent_starts_from_what_is_like_its_targets(
 ) -> None:
     outcome = acodm("proxy-train", "--steps", 2, "--out", tmp_path / "a.parquet", "--target", targets[0], *small)
     assert outcome.code == 0, outcome.stderr
-    assert "prior: importance, the mixture whose bigrams are most like the targets' guide text" in outcome.stderr + outcome.stdout
+    assert (
+        "prior: importance, the mixture whose bigrams are most like the targets' guide text"
+        in outcome.stderr + outcome.stdout
+    )
     assert Schedule.read(tmp_path / "a.parquet").info["prior"]["code"] > 0.9
 
     def prior_of(**changed: object) -> Array:
@@ -276,8 +280,25 @@ def test_an_agent_starts_from_what_is_like_its_targets(
     assert corpus.names[:2] == ["arithmetic", "code"]
     assert prior_of(target_balance="robust") == pytest.approx(likely_K, abs=0.02)
     assert prior_of(mixer="odm", prior="importance") == pytest.approx(likely_K, abs=0.02)
-    for uniform in ({"mixer": "odm"}, {"guide": "domains"}, {"prior": "uniform"}):
+    for uniform in ({"mixer": "odm"}, {"mixer": "dga"}, {"guide": "domains"}, {"prior": "uniform"}):
         assert np.array_equal(prior_of(**uniform), uniform_weights(4)), uniform
     given = replace(corpus, weights={"arithmetic": 1, "code": 1, "prose": 1, "tables": 5})
     of_manifest = build_run(replace(SMALL, target=targets), corpus=given, warn=lambda _: None).prior_K
     assert of_manifest == pytest.approx([0.125, 0.125, 0.125, 0.625])
+
+
+def test_rivals_that_have_targets(corpus: Corpus, targets: tuple[str, str]) -> None:
+    """DGA turns to the target; importance is like it from the start, whatever the manifest says."""
+    settings = replace(SMALL, steps=60, target=targets[:1], guide_every=2, guide_sequences=4)
+    code = corpus.names.index("code")
+    dga = finished(replace(settings, mixer="dga"), corpus).schedule()
+    assert dga.weights_SK[0] == pytest.approx(uniform_weights(4))
+    assert dga.weights_SK[-1].argmax() == code
+    assert dga.info["targets"]["code"]["guided"] is True
+    given = replace(corpus, weights=dict.fromkeys(corpus.names, 1.0))
+    like = build_run(replace(SMALL, target=targets[:1], mixer="importance"), corpus=given, warn=lambda _: None)
+    planned_SK = like.mixer.planned_weights()
+    assert planned_SK is not None
+    assert planned_SK[0, code] > 0.9
+    domains = finished(replace(SMALL, mixer="dga", guide="domains"), corpus)
+    assert domains.trainer.guide is not None

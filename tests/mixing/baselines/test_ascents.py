@@ -1,4 +1,4 @@
-"""DoGE, DoReMi and PiKE: exponentiated-gradient ascents, each on its own signal."""
+"""DoGE, DGA, DoReMi and PiKE: exponentiated-gradient ascents, each on its own signal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from acodm_cli.mixing.baselines.dga import DgaMixer, DgaSettings
 from acodm_cli.mixing.baselines.doge import DogeMixer, DogeSettings
 from acodm_cli.mixing.baselines.doremi import DoremiMixer, DoremiSettings
 from acodm_cli.mixing.baselines.pike import PikeMixer, PikeSettings, gradient_noise
@@ -45,6 +46,39 @@ def test_doge_mixes_uniform_into_what_is_executed() -> None:
     mixer = DogeMixer(PRIOR, DogeSettings(uniform_share=0.3))
     assert mixer.weights(observation()) == pytest.approx(0.7 * PRIOR + 0.1)
     assert mixer.alpha_K == pytest.approx(PRIOR)
+
+
+def test_dga_by_hand() -> None:
+    """η = 0.5, targets that count 1 : 3. The second domain is not in the first batch, and counts as the mean of the others; the
+    first is not in the second, and keeps its last alignment. The mean size of the first pass is kept by half."""
+    settings = DgaSettings(step_size=0.5, ema=0.0, size_ema=0.5, uniform_share=0.0)
+    mixer = DgaMixer(PRIOR, settings, np.array([0.25, 0.75]))
+    report = mixer.observe(feedback((0.5, 0.25, 0.25), guide_KJ=[[4, 0], [math.nan, math.nan], [0, 4]]))
+    assert report.reward_K == pytest.approx([1, math.nan, 3], nan_ok=True)
+    expected = normalised(*(p * math.exp(0.5 * a / 2) for p, a in zip(PRIOR, [1, 2, 3], strict=True)))
+    assert mixer.weights(observation()) == pytest.approx(expected)
+    mixer.observe(feedback((0.5, 0.25, 0.25)))
+    assert mixer.weights(observation()) == pytest.approx(expected), "no guide pass"
+    mixer.observe(feedback((0.5, 0.25, 0.25), guide_KJ=[[math.nan, math.nan], [-8, 0], [9, 9]]))
+    size = (2 + (1 + 2 + 9) / 3) / 2
+    expected = normalised(*(e * math.exp(0.5 * a / size) for e, a in zip(expected, [1, -2, 9], strict=True)))
+    assert mixer.weights(observation()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_dga_descends_to_the_aligned_domain(scale: float) -> None:
+    """Each domain pulls the model to its own point; the target is nearest to the second's. The scale of gradients is nothing."""
+    points_KP = np.array([[-1.0, 0.0], [1.0, 0.2], [0.0, -1.0]])
+    target_P, model_P = np.array([0.9, 0.3]), np.zeros(2)
+    mixer = DgaMixer(np.full(3, 1 / 3), DgaSettings(), np.ones(1))
+    for _ in range(60):
+        weights_K = mixer.weights(observation())
+        guide_KJ = scale * (points_KP - model_P) @ (target_P - model_P)[:, None]
+        mixer.observe(feedback(tuple(weights_K), guide_KJ=guide_KJ))
+        model_P = model_P + 0.1 * (weights_K @ points_KP - model_P)
+    assert mixer.weights(observation())[1] > 0.9
+    assert mixer.weights(observation()).min() >= 0.05 / 3
+    assert np.linalg.norm(model_P - target_P) < 0.25
 
 
 def test_doremi_by_hand() -> None:
