@@ -29,6 +29,7 @@ MIXERS = {
     "ado": "acodm_cli.mixing.baselines.ado:AdoMixer",
     "importance": "acodm_cli.mixing.baselines.importance:ImportanceMixer",
     "dga": "acodm_cli.mixing.baselines.dga:DgaMixer",
+    "swarm": "acodm_cli.mixing.baselines.swarm:SwarmMixer",
 }
 
 

@@ -16,6 +16,7 @@ from tests.mixing.feedback import observation, random_feedback
 
 TASK = Task(["code", "papers", "web"], np.array([100.0, 300.0, 600.0]), np.full(3, 1 / 3))
 TARGETED = replace(TASK, objective=Objective(("x", "y"), (1, 2)), importance=lambda: np.array([0.2, 0.3, 0.5]))
+TASK = Task(["code", "papers", "web"], np.array([100.0, 300.0, 600.0]), np.full(3, 1 / 3), episodes=8)
 NAMES = [name for name in MIXERS if name not in ("replay", "policy")]
 
 
@@ -26,13 +27,15 @@ def made(name: str, **options: str) -> Mixer:
 
 
 def lived(mixer: Mixer, steps: range) -> list[Array]:
-    """The weights of some steps of a made-up run that depends on them."""
+    """The weights of some steps of a made-up run that depends on them, in three episodes."""
     weights = []
     for step in steps:
         generator = np.random.default_rng(step)
         weights.append(mixer.weights(observation(step - 1)))
         mixer.learn()
         mixer.observe(random_feedback(generator, step, weights[-1]))
+        if step % 20 == 0:
+            mixer.end_episode(1 / step, left=60 // step)
     return weights
 
 
@@ -86,6 +89,7 @@ def test_fixed_weights_from_text_and_file(tmp_path: Path) -> None:
         ("doremi", {}, "needs --mixer-option reference=FOLDER"),
         ("importance", {}, "needs a target to be like; name one with --target"),
         ("dga", {}, "needs a target: name one with --target, or give --guide domains"),
+        ("swarm", {"ridge": "0"}, "mixer swarm: ridge = 0.0; give a number above 0"),
     ],
 )
 def test_mistakes_get_one_line(name: str, options: dict[str, str], says: str) -> None:

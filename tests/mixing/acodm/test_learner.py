@@ -12,6 +12,7 @@ from acodm_cli.mixing.acodm.policy import dump_policy, load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT
 from acodm_cli.mixing.acodm.state import encode_state
 from acodm_cli.mixing.mixer import Feedback
+from acodm_cli.mixing.objective import Objective
 from tests.mixing.feedback import feedback, observation, random_feedback
 
 DOMAINS = ["a", "b", "c"]
@@ -88,3 +89,30 @@ def test_closed_domain_does_not_divide_by_nothing() -> None:
     report = learner.observe(Feedback(**{**vars(STEP), "weights_K": np.array([1.0, 0.0, 0.0])}))
     assert report.reward_K is not None
     assert np.isfinite(report.reward_K).all()
+
+
+def test_an_episode_begins_with_what_was_learned_and_nothing_of_the_model() -> None:
+    learner = learned(40)
+    agent = learner.agent
+    assert isinstance(agent, MirrorAgent)
+    ascended_K, transitions = agent.ascended_K.clone(), len(agent.replay)
+    learner.end_episode(3.0, left=1)
+    assert (agent.trajectory.count, len(agent.replay)) == (0, transitions)
+    assert not learner.reward.average.seen.any()
+    assert not learner.losses.seen.any()
+    assert learner.weights(observation(0)) == pytest.approx(agent.actor.weights(ascended_K).numpy(), abs=1e-6)
+    assert not learner.exploring
+    assert agent.trajectory.count == 1
+    again = AcOdmLearner(THIRD, DEFAULT, seed=0)
+    again.load_state_dict(learner.state_dict())
+    again.weights(observation(1))
+    assert not again.exploring
+
+
+def test_the_cost_is_what_is_rewarded() -> None:
+    losses_K, weighted = np.array([1.0, 2.0, 4.0]), Objective(weights_J=(2.0, 1.0, 1.0))
+    learner = AcOdmLearner(THIRD, DEFAULT, seed=0)
+    assert learner.cost(weighted, losses_K) == pytest.approx(np.log((2 * np.exp(1) + np.exp(2) + np.exp(4)) / 4))
+    in_nats = AcOdmLearner(THIRD, replace(DEFAULT, objective="loss"), seed=0)
+    assert in_nats.cost(weighted, losses_K) == pytest.approx(2.0)
+    assert learner.cost(Objective(("a", "b", "c"), (1.0, 1.0, 2.0)), losses_K) == pytest.approx(2.75)
