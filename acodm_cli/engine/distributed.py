@@ -234,6 +234,13 @@ def gradients_stay_here(module: nn.Module, stay: bool) -> Iterator[None]:
         yield
 
 
+def reshard(module: nn.Module) -> None:
+    """Spreads parameters over the ranks again: those that belong to no block stay whole after a forward pass without a backward
+    pass, and could not be loaded then."""
+    if isinstance(module, fsdp.FSDPModule):
+        module.reshard()
+
+
 def whole(values: Tensor) -> Tensor:
     """Returns a tensor in one piece on each rank, even if it was spread over the ranks."""
     return values.full_tensor() if isinstance(values, tensor.DTensor) else values

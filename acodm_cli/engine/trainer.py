@@ -37,7 +37,7 @@ from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.held_out import HeldOutText, validation_texts, validation_windows
 from acodm_cli.corpus.sampler import Batch, Sampler
 from acodm_cli.engine.device import Compute
-from acodm_cli.engine.distributed import Ranks, gradients_stay_here, parallelised, whole
+from acodm_cli.engine.distributed import Ranks, gradients_stay_here, parallelised, reshard, whole
 from acodm_cli.engine.evaluate import Measured, measure, plan_validation
 from acodm_cli.engine.guide import Guide, GuideBatch
 from acodm_cli.engine.loss import IGNORED, CausalLoss
@@ -152,6 +152,7 @@ class Trainer:
     def restart(self) -> None:
         """Begins the next episode: all but the mixer is as it was before the first step. Every rank must call this."""
         assert self.build is not None
+        reshard(self.loss)
         set_model_state_dict(self.model, self.build().state_dict(), options=_WHOLE)
         self.episode += 1
         self._begin()

@@ -62,6 +62,17 @@ def test_two_ranks_equal_one_process(parallel: str, alone: Path, small: list[obj
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_the_model_starts_anew_on_all_ranks(parallel: str, small: list[object], tmp_path: Path) -> None:
+    how = ["--steps", 5, "--episodes", 2, *small]
+    run("proxy-train", "--out", tmp_path / "alone.parquet", *how)
+    run("proxy-train", "--out", tmp_path / "a.parquet", "--nproc", 2, "--parallel", parallel, *how)
+    a, b = (Schedule.read(tmp_path / name).info["episodes"] for name in ("a.parquet", "alone.parquet"))
+    assert a["costs"] == pytest.approx(b["costs"], abs=1e-4)
+    assert a["best"] == b["best"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp", "checkpointing", "compiled"])
 def test_guide_passes_are_those_of_one_process(how: str, small: list[object], tmp_path: Path) -> None:
     """Three sequences of guides for two ranks, so that one has less to do."""

@@ -81,7 +81,7 @@ def test_an_episode_that_failed_does_not_count() -> None:
             mixer.end_episode(cost, left)
         found.append(mixer.weights(observation()))
     assert np.isfinite(found[0]).all()
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
 
 
 def test_too_few_episodes_are_refused() -> None:
