@@ -50,8 +50,8 @@ class EvaluationSettings:
     PANEL: ClassVar = "Evaluation"
 
     evaluate: str | None = setting(None, changeable=True)
-    """Evaluate the saved model on these tasks of lm-evaluation-harness (acodm[eval]), with commas between them, when the
-    run is complete. none: on no task, also if the run that is resumed had some."""
+    """Evaluate the saved model (of several --episodes, the last one's) on these tasks of lm-evaluation-harness (acodm[eval]),
+    with commas between them, when the run is complete. none: on no task, also if the run that is resumed had some."""
 
     evaluate_tasks: str | None = setting(None, changeable=True)
     """A folder with task definitions of your own, beside those that lm-evaluation-harness has."""

@@ -14,9 +14,8 @@ from acodm_cli.mixing.mixer import Array, Mixer, Task
 from acodm_cli.mixing.objective import Objective
 from tests.mixing.feedback import observation, random_feedback
 
-TASK = Task(["code", "papers", "web"], np.array([100.0, 300.0, 600.0]), np.full(3, 1 / 3))
-TARGETED = replace(TASK, objective=Objective(("x", "y"), (1, 2)), importance=lambda: np.array([0.2, 0.3, 0.5]))
 TASK = Task(["code", "papers", "web"], np.array([100.0, 300.0, 600.0]), np.full(3, 1 / 3), episodes=8)
+TARGETED = replace(TASK, objective=Objective(("x", "y"), (1, 2)), importance=lambda: np.array([0.2, 0.3, 0.5]))
 NAMES = [name for name in MIXERS if name not in ("replay", "policy")]
 
 
@@ -89,7 +88,7 @@ def test_fixed_weights_from_text_and_file(tmp_path: Path) -> None:
         ("doremi", {}, "needs --mixer-option reference=FOLDER"),
         ("importance", {}, "needs a target to be like; name one with --target"),
         ("dga", {}, "needs a target: name one with --target, or give --guide domains"),
-        ("swarm", {"ridge": "0"}, "mixer swarm: ridge = 0.0; give a number above 0"),
+        ("swarm", {"ridge": "0"}, "mixer swarm: ridge = 0.0; give a number from 1e-06 to 1e+06"),
     ],
 )
 def test_mistakes_get_one_line(name: str, options: dict[str, str], says: str) -> None:

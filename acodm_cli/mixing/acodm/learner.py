@@ -173,7 +173,7 @@ class AcOdmLearner(Mixer):
         return found
 
     def cost(self, objective: Objective, losses_J: Array) -> float:
-        """Returns the log of what is rewarded: J in nats, or the log of the mean perplexity."""
+        """Returns what is rewarded, in nats: J, or the log of the mean perplexity."""
         if objective.targets or self.objective.targets or self.agent_settings.objective == "loss":
             return super().cost(objective, losses_J)
         return float(np.logaddexp.reduce(losses_J + np.log(objective.shares(len(losses_J)))))

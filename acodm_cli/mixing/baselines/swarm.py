@@ -1,5 +1,8 @@
 """A swarm of static mixtures and a regression on what they reached, as in RegMix (Liu et al., 2407.01492) and Olmix: an episode
-per mixture."""
+per mixture.
+
+Shape letters: K domains, N mixtures with known costs, M candidates, F features.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class SwarmSettings:
     """The sum of the parameters of the Dirichlet distribution of the random mixtures. The smaller it is, the farther they spread:
     the largest of 13 weights is above 0.34 in every second mixture by default."""
 
-    ridge: float = setting(1.0, above=0, most=1e6)
+    ridge: float = setting(1.0, least=1e-6, most=1e6)
     """The weight of the penalty of the regression."""
 
     candidates: int = setting(20_000, least=1, most=10**6)
@@ -52,7 +55,7 @@ def predicted(mixtures_NK: Array, costs_N: Array, candidates_MK: Array, mean_K: 
     centred_NK = logs_NK - logs_NK.mean(axis=0)
     direction_K1 = mean_K[:, None] / np.linalg.norm(mean_K)
     bases_KF = np.hstack([np.eye(len(mean_K)), _FREE**0.5 * direction_K1])
-    features_NF = centred_NK @ bases_KF / centred_NK.std(axis=0).mean()
+    features_NF = centred_NK @ bases_KF / max(centred_NK.std(axis=0).mean(), 1e-12)
     known_N = (costs_N - costs_N.mean()) / max(costs_N.std(), 1e-12)
     dual_N = np.linalg.solve(features_NF @ features_NF.T + ridge * np.eye(len(known_N)), known_N)
     predicted_M: Array = np.log(candidates_MK + _OFFSET) @ (bases_KF @ (features_NF.T @ dual_N))
