@@ -98,7 +98,7 @@ def test_an_episode_begins_with_what_was_learned_and_nothing_of_the_model() -> N
     ascended_K, transitions = agent.ascended_K.clone(), len(agent.replay)
     learner.end_episode(3.0, left=1)
     assert (agent.trajectory.count, len(agent.replay)) == (0, transitions)
-    assert not learner.reward.average.seen.any()
+    assert not learner.reward.pairs.average.seen.any()
     assert not learner.losses.seen.any()
     assert learner.weights(observation(0)) == pytest.approx(agent.actor.weights(ascended_K).numpy(), abs=1e-6)
     assert not learner.exploring
