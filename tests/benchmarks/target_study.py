@@ -40,6 +40,7 @@ HAND = {
     },
 }
 STATIC = ("natural", "uniform", "importance", "hand", "fixed", "swarm")
+GUIDED = ("ac-odm", "dga")
 TRANSFERS = ("policy", "replay")
 AGAINST = ("uniform", "natural", "importance")
 
@@ -85,6 +86,8 @@ class Study:
             *("--data", o.corpus / f"{o.target}.toml", "--tokenizer", o.corpus / "tokenizer.json"),
             *("--validate-every", max(1, o.steps // o.validations), *o.arguments.split()),
         ]
+        if name in GUIDED:
+            common += o.guide_arguments.split()
         if name in TRANSFERS:
             proxy = Study(argparse.Namespace(**vars(o) | {"model": o.transfer_from}))
             proxy.run("ac-odm", seed)
@@ -237,6 +240,9 @@ def main() -> None:
     parser.add_argument("--validations", type=int, default=12)
     parser.add_argument(
         "--arguments", default="--dtype bf16", help="more options for every acodm command, in one string"
+    )
+    parser.add_argument(
+        "--guide-arguments", default="--guide-every 4 --guide-sequences 4", help="of those that targets guide"
     )
     parser.add_argument("--work", type=Path, default=Path("target_study_runs"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
