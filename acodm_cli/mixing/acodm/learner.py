@@ -159,7 +159,7 @@ class AcOdmLearner(Mixer):
             self.balance.update(np.where(self.guide_losses.seen, self.guide_losses.value, np.nan))
         batch = float(feedback.samples_K.sum())
         return self.guided_reward.value(
-            self.balance.weights_J, feedback.weights_K, batch, settings.crowding, settings.relative
+            self.balance.weights_J, feedback.weights_K, batch, settings.crowding, settings.relative, settings.shrink
         )
 
     def _of_targets(self) -> dict[str, float]:

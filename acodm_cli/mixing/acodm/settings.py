@@ -40,6 +40,9 @@ class AgentSettings:
     crowding: float = setting(0.0, least=0, most=1)
     """The share of the mixture's own gain that such a reward subtracts."""
 
+    shrink: bool = True
+    """Whether such a reward counts as far as it stands out from its noise."""
+
     importance: bool | None = None
     """Whether the reward is divided by P, the probability that drew the domain. None: with the mean over domains it is, with
     targets it is not, because it is then the plain decrease of their loss."""
