@@ -115,8 +115,8 @@ class Agent(ABC):
     def distil(self, updates: int) -> None:  # noqa: B027 - see mirror.py
         """Fits the actor to what was executed, with so many updates, so that it can be queried without any reward."""
 
-    def end_episode(self) -> None:  # noqa: B027 - see mirror.py
-        """Forgets what belongs to one episode only."""
+    def end_episode(self, improved: bool) -> None:  # noqa: B027 - see mirror.py
+        """Forgets what belongs to one episode only. improved: whether the episode was the best so far."""
 
     def update(self, train_actor: bool = True) -> tuple[float, float | None]:
         """Updates the critics once, then the actor if it is its turn, then the targets.

@@ -51,6 +51,7 @@ class AcOdmLearner(Mixer):
         self.depths = relative_depths(settings.depths)
         self.exploring = True
         self.episode = 1
+        self.least_cost = float("inf")
         self.latest: dict[str, float] = {}
         size = state_size(len(prior_K), settings.depths)
         self.agent = make_agent(size, torch.from_numpy(prior_K).float(), settings, seed)
@@ -181,7 +182,8 @@ class AcOdmLearner(Mixer):
     def end_episode(self, cost: float, left: int) -> None:
         self.episode += 1
         self._begin_averages()
-        self.agent.end_episode()
+        self.agent.end_episode(improved=cost < self.least_cost)
+        self.least_cost = min(cost, self.least_cost)
         if self.initial is not None:
             self.initial.end_episode(cost, left)
 
@@ -203,6 +205,7 @@ class AcOdmLearner(Mixer):
     def state_dict(self) -> dict[str, Any]:
         return {
             "episode": self.episode,
+            "least_cost": self.least_cost,
             "agent": self.agent.state_dict(),
             "reward": self.reward.state_dict(),
             "losses": self.losses.state_dict(),
@@ -211,7 +214,7 @@ class AcOdmLearner(Mixer):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.episode = state["episode"]
+        self.episode, self.least_cost = state["episode"], state["least_cost"]
         self.agent.load_state_dict(state["agent"])
         self.reward.load_state_dict(state["reward"])
         self.losses.load_state_dict(state["losses"])

@@ -24,16 +24,21 @@ class MirrorAgent(Agent):
     """Executes the logit offsets to which it has ascended, on top of those of a transferred policy if there is one.
 
     ascended_K: the offsets to which it has ascended. trajectory: the states with the offsets that were executed in
-    them, to which the actor is fitted.
+    them, to which the actor is fitted. kept_K: the offsets at which the best episode ended. step_share: the share of the step size
+    that is left.
     """
 
     def __init__(self, state_size: int, prior_K: Tensor, settings: AgentSettings, seed: int) -> None:
         super().__init__(state_size, prior_K, settings, seed)
-        self.end_episode()
         self.ascended_K = torch.zeros(len(prior_K))
+        self.kept_K = self.ascended_K
+        self.step_share = 1.0
+        self._begin_trajectory()
 
     def choose_offsets(self, state_F: Tensor, follow: Literal["prior", "actor"], initial_K: Tensor | None) -> Tensor:
-        offsets_K = self.ascended_K if initial_K is None else self._bounded(initial_K + self.ascended_K)
+        offsets_K = self._bounded(self.ascended_K)
+        if initial_K is not None:
+            offsets_K = initial_K + offsets_K
         self.trajectory.add(state_F, offsets_K)
         return offsets_K
 
@@ -50,14 +55,26 @@ class MirrorAgent(Agent):
         after_1F = self.normalizer(next_state_F)[None]
         y_K = self.targets(reward_K.float()[None], after_1F, self.target_actor(after_1F))[0]
         advantage_K = (1 - s.gamma) * (y_K - (action_K.float() * y_K).sum())
-        ascended_K = self.ascended_K + s.step_size * (advantage_K - s.anchor * self.ascended_K)
-        self.ascended_K = self._bounded(ascended_K - ascended_K.mean())
+        ascended_K = self.ascended_K + self.step_share * s.step_size * (advantage_K - s.anchor * self.ascended_K)
+        self.ascended_K = ascended_K - ascended_K.mean()
 
     def _bounded(self, offsets_K: Tensor) -> Tensor:
-        bound = self.settings.logit_bound
-        return offsets_K if bound is None else offsets_K.clamp(-bound, bound)
+        """Returns offsets squashed to the bound, as the actor's are: the order of domains stays, also near the bound. [K]"""
+        if self.settings.logit_bound is None:
+            return offsets_K
+        squashed_K = self.settings.logit_bound * torch.tanh(offsets_K / self.settings.logit_bound)
+        return squashed_K - squashed_K.mean()
 
-    def end_episode(self) -> None:
+    def end_episode(self, improved: bool) -> None:
+        """Goes on from where the episode ended; if it was not the best so far, from where the best one ended, with half the steps."""
+        if improved:
+            self.kept_K = self.ascended_K
+        else:
+            self.ascended_K = self.kept_K
+            self.step_share /= 2
+        self._begin_trajectory()
+
+    def _begin_trajectory(self) -> None:
         self.trajectory = Trajectory(TRAJECTORY_LENGTH, len(self.normalizer.mean_F), len(self.prior_K))
 
     def distil(self, updates: int) -> None:
@@ -78,9 +95,10 @@ class MirrorAgent(Agent):
         self.step(self.actor_optimizer, self.parameters["actor"], loss)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"trajectory": self.trajectory.state_dict(), "ascended": self.ascended_K}
+        offsets = {"ascended": self.ascended_K, "kept": self.kept_K, "step_share": self.step_share}
+        return super().state_dict() | {"trajectory": self.trajectory.state_dict(), **offsets}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.trajectory.load_state_dict(state["trajectory"])
-        self.ascended_K = state["ascended"]
+        self.ascended_K, self.kept_K, self.step_share = state["ascended"], state["kept"], state["step_share"]

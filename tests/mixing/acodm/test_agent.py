@@ -127,12 +127,34 @@ def test_mirror_ascent_looks_ahead_by_the_critic() -> None:
 def test_mirror_ascent_settles_at_the_anchored_optimum() -> None:
     """Constant rewards: Σ α_i r_i - λ KL(α ‖ prior) is largest at α ∝ prior exp(r / λ)."""
     prior_K = torch.tensor([0.5, 0.2, 0.2, 0.1])
-    agent = make_agent(STATE, prior_K, replace(DEFAULT, gamma=0.0, anchor=0.5, floor_share=0.0), seed=0)
+    agent = make_agent(
+        STATE, prior_K, replace(DEFAULT, gamma=0.0, anchor=0.5, floor_share=0.0, logit_bound=None), seed=0
+    )
     state_F, reward_K = torch.zeros(STATE, dtype=torch.float64), torch.tensor([0.0, 0.4, -0.3, 0.1])
     for _ in range(500):
         agent.ascend(agent.act(state_F, "actor", 0.0), reward_K, state_F)
     best_K = prior_K * (reward_K / 0.5).exp()
     assert torch.allclose(agent.act(state_F, "actor", 0.0), best_K / best_K.sum(), atol=1e-4)
+
+
+def test_domains_near_the_bound_keep_their_order() -> None:
+    agent = MirrorAgent(STATE, torch.full((4,), 0.25), replace(DEFAULT, logit_bound=3.0), seed=0)
+    agent.ascended_K = torch.tensor([9.0, 6.0, -5.0, -10.0])
+    offsets_K = agent.choose_offsets(torch.zeros(STATE, dtype=torch.float64), "actor", None)
+    assert offsets_K.diff().max() < -0.005
+    assert offsets_K.max() - offsets_K.min() < 6.0
+
+
+def test_an_episode_that_was_not_the_best_is_undone() -> None:
+    agent = MirrorAgent(STATE, torch.full((4,), 0.25), DEFAULT, seed=0)
+    best_K = torch.tensor([0.3, 0.1, -0.1, -0.3])
+    agent.ascended_K = best_K
+    agent.end_episode(improved=True)
+    assert torch.equal(agent.ascended_K, best_K)
+    agent.ascended_K = -best_K
+    agent.end_episode(improved=False)
+    assert torch.equal(agent.ascended_K, best_K)
+    assert agent.step_share == 0.5
 
 
 def test_trajectory_spans_the_run() -> None:

@@ -100,7 +100,9 @@ def test_an_episode_begins_with_what_was_learned_and_nothing_of_the_model() -> N
     assert (agent.trajectory.count, len(agent.replay)) == (0, transitions)
     assert not learner.reward.pairs.average.seen.any()
     assert not learner.losses.seen.any()
-    assert learner.weights(observation(0)) == pytest.approx(agent.actor.weights(ascended_K).numpy(), abs=1e-6)
+    assert learner.weights(observation(0)) == pytest.approx(
+        agent.actor.weights(agent._bounded(ascended_K)).numpy(), abs=1e-6
+    )
     assert not learner.exploring
     assert agent.trajectory.count == 1
     again = AcOdmLearner(THIRD, DEFAULT, seed=0)
