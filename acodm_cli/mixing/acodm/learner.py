@@ -10,8 +10,9 @@ import torch
 
 from acodm_cli.mixing.acodm.agents import make_agent
 from acodm_cli.mixing.acodm.balance import Balance
+from acodm_cli.mixing.acodm.guided_reward import GuidedReward
 from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy, load_policy
-from acodm_cli.mixing.acodm.reward import AlignmentReward, GuidedReward, domain_costs, relative, standardise
+from acodm_cli.mixing.acodm.reward import AlignmentReward, domain_costs, relative, standardise
 from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
 from acodm_cli.mixing.acodm.state import encode_state, relative_depths, state_size
 from acodm_cli.mixing.average import MovingAverage
@@ -70,7 +71,7 @@ class AcOdmLearner(Mixer):
         self.losses = MovingAverage((num_domains,), settings.ema)
         if targets := len(self.objective.targets):
             self.balance = Balance(self.objective)
-            self.guided_reward = GuidedReward(num_domains, targets, settings.guide_ema, settings.ema)
+            self.guided_reward = GuidedReward(num_domains, targets, settings.guide_ema, settings.ema, settings.crowding)
             self.guide_losses = MovingAverage((targets,), settings.guide_ema)
 
     @classmethod
@@ -137,14 +138,13 @@ class AcOdmLearner(Mixer):
         self.losses.update(np.where(present_K, losses_K, np.nan))
         costs_K = domain_costs(np.where(self.losses.seen, self.losses.value, losses_K), settings.objective)
         costs_K = costs_K * self.objective.shares(len(costs_K)) * len(costs_K)
-        weights_K = self._divisors(feedback, by_default=True)
+        weights_K = self._divisors(feedback)
         self_K = costs_K * feedback.self_K if settings.self_term and feedback.self_K is not None else None
         return self.reward.update(feedback.gram_KK * costs_K, weights_K, present_K, self_K)
 
-    def _divisors(self, feedback: Feedback, by_default: bool) -> Array:
+    def _divisors(self, feedback: Feedback) -> Array:
         """Returns what rewards are divided by. [K]"""
-        importance = self.agent_settings.importance
-        if not (by_default if importance is None else importance):
+        if not self.agent_settings.importance:
             return np.ones_like(feedback.weights_K)
         # A domain that --max-epochs has closed is still drawn for what it is owed, when its weight may be zero.
         return np.maximum(feedback.weights_K, self.least_weights_K)
@@ -152,16 +152,13 @@ class AcOdmLearner(Mixer):
     def _guided_reward(self, feedback: Feedback) -> tuple[Array, float]:
         """Returns (r̂, what one more share of each domain does for the targets [K]; the mean size of gains)."""
         assert feedback.gram_KK is not None
-        settings = self.agent_settings
+        assert feedback.self_K is not None
         self.guided_reward.update(feedback.gram_KK, feedback.self_K, feedback.guide_KJ, feedback.samples_K)
         if feedback.guide_KJ is not None:
             assert feedback.guide_losses_J is not None
             self.guide_losses.update(feedback.guide_losses_J)
             self.balance.update(np.where(self.guide_losses.seen, self.guide_losses.value, np.nan))
-        batch = float(feedback.samples_K.sum())
-        return self.guided_reward.value(
-            self.balance.weights_J, feedback.weights_K, batch, settings.crowding, settings.relative, settings.shrink
-        )
+        return self.guided_reward.value(self.balance.weights_J, feedback.weights_K, feedback.samples_K.sum())
 
     def _of_targets(self) -> dict[str, float]:
         """Returns what to record of the targets: their weights, and the smoothed losses of their guide text."""

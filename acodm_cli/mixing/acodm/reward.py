@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from acodm_cli.alignment.gram import gradient_alignment
@@ -98,101 +97,6 @@ class AlignmentReward:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from what `state_dict` gave."""
         self.pairs.load_state_dict(state)
-
-
-class GuidedReward:
-    """What one more share of domain i does to Σ_j c_j L_j, by averages over steps of
-
-    - h_ij = ⟨g_i, g_j⟩, with the gradient of target j's guide text, which is the first-order decrease of L_j by a gradient step;
-    - H_ij = ⟨g_i, g_j⟩ of domains, and σ_i², the variance of the gradient of one sequence of domain i.
-
-    AdamW and clipping take steps of a fixed size, so a large gradient does not move the model further: it only turns the step its
-    way. So the gain is divided by the size of the domain's gradient in a batch of B sequences, s_i = √(‖g_i‖² + σ_i²/B). A
-    share κ, `crowding`, of what the mixture Gα gains by now is subtracted, as far as domain i goes the same way: with κ = 1 it is
-    the derivative of ⟨∇J, Gα⟩ / ‖Gα‖.
-
-    ema: the share that the averages keep per look.
-    """
-
-    def __init__(self, num_domains: int, num_targets: int, ema: float, gram_ema: float) -> None:
-        self.ema = ema
-        self.counts_KJ = np.zeros((num_domains, num_targets))
-        self.sums_KJ = np.zeros((num_domains, num_targets))
-        self.spread = MovingAverage((num_targets,), 0.98)
-        self.pairs = PairAverage(num_domains, gram_ema)
-        self.noise = MovingAverage((num_domains,), gram_ema)
-
-    @property
-    def seen_K(self) -> NDArray[np.bool_]:
-        """Whether each domain was ever seen together with a guide. [K]"""
-        return np.any(self.counts_KJ > 0, axis=1)
-
-    @property
-    def gains_KJ(self) -> Array:
-        """The averages of h, zero where it was never seen. [K, J]"""
-        return np.divide(self.sums_KJ, self.counts_KJ, out=np.zeros_like(self.sums_KJ), where=self.counts_KJ > 0)
-
-    def update(self, gram_KK: Array, self_K: Array | None, guide_KJ: Array | None, samples_K: Array) -> None:
-        """Takes a step into the averages. gram_KK: H of the batch. self_K: the unbiased ‖g_i‖², NaN where it is unknown. guide_KJ:
-        h, NaN where it is unknown; None in steps without a guide pass. samples_K: the sequences of each domain."""
-        present_K = samples_K > 0
-        self.pairs.update(gram_KK, present_K, self_K)
-        squares_K = np.diag(self.pairs.value())
-        self.noise.update(np.where(present_K, ((np.diag(gram_KK) - squares_K) * samples_K).clip(min=0), np.nan))
-        if guide_KJ is None:
-            return
-        samples_KJ = np.where(np.isnan(guide_KJ), 0.0, samples_K[:, None])
-        guide_KJ = np.nan_to_num(guide_KJ)
-        again_KJ = (samples_KJ > 0) & (self.counts_KJ > 0)
-        off_KJ = (guide_KJ - self.gains_KJ) / self.sizes(float(samples_K.sum()))[:, None]
-        number_J = again_KJ.sum(axis=0)
-        squares_J = (np.where(again_KJ, samples_KJ, 0.0) * off_KJ**2).sum(axis=0)
-        self.spread.update(np.divide(squares_J, number_J, out=np.full(len(number_J), np.nan), where=number_J > 0))
-        # What was seen long ago counts less, and as less evidence.
-        self.counts_KJ = self.ema * self.counts_KJ + samples_KJ
-        self.sums_KJ = self.ema * self.sums_KJ + samples_KJ * guide_KJ
-
-    def sizes(self, batch: float) -> Array:
-        """Returns s, the size of each domain's gradient in a batch of so many sequences. [K]"""
-        noise_K = np.where(self.noise.seen, self.noise.value, self.noise.value[self.noise.seen].mean())
-        squares_K = np.diag(self.pairs.value()).clip(min=0) + noise_K / batch
-        return np.sqrt(squares_K.clip(min=1e-4 * squares_K.max()))
-
-    def value(
-        self, costs_J: Array, weights_K: Array, batch: float, crowding: float, relative: bool, shrink: bool
-    ) -> tuple[Array, float]:
-        """Returns (r̂, zero for domains that were not seen [K]; the mean size of what it would be with κ = 0).
-
-        costs_J: c. weights_K: α, as executed. batch: B."""
-        gain_K = self.gains_KJ @ costs_J
-        sizes_K = self.sizes(batch) if relative else np.ones_like(gain_K)
-        scale = float(np.abs(gain_K / sizes_K)[self.seen_K].mean()) if self.seen_K.any() else 0.0
-        mixed_K = self.pairs.value() @ weights_K
-        square = float(weights_K @ mixed_K)
-        crowded_K = gain_K @ weights_K / square * mixed_K if square > 0 else 0.0
-        reward_K = (gain_K - crowding * crowded_K) / sizes_K
-        if not shrink:
-            return np.where(self.seen_K, reward_K, 0.0), scale
-        mean = float(reward_K @ weights_K)
-        off_K = reward_K - mean
-        variance_K = (self.spread.value * costs_J**2 / self.counts_KJ.clip(min=1e-9)).sum(axis=1)
-        if not relative:
-            variance_K = variance_K * self.sizes(batch) ** 2
-        believed_K = off_K**2 / (off_K**2 + variance_K).clip(min=1e-30)
-        return np.where(self.seen_K, mean + believed_K * off_K, 0.0), scale
-
-    _AVERAGES = ("spread", "pairs", "noise")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the averages."""
-        sums = {name: torch.from_numpy(getattr(self, name)) for name in ("counts_KJ", "sums_KJ")}
-        return sums | {name: getattr(self, name).state_dict() for name in self._AVERAGES}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from what `state_dict` gave."""
-        self.counts_KJ, self.sums_KJ = state["counts_KJ"].numpy(), state["sums_KJ"].numpy()
-        for name in self._AVERAGES:
-            getattr(self, name).load_state_dict(state[name])
 
 
 def domain_costs(losses_K: Array, objective: Literal["loss", "perplexity"]) -> Array:

@@ -32,20 +32,13 @@ class AgentSettings:
     of the summed domain losses."""
 
     guide_ema: float = setting(0.8, least=0, below=1)
-    """The share that the averages of a reward by targets keep per guide pass."""
+    """The share that the averages of a reward by targets keep per look at the targets."""
 
-    relative: bool = True
-    """Whether a reward by targets is divided by the size of the domain's gradient."""
+    crowding: float = setting(1.0, least=0, most=1)
+    """κ, the share of what the mixture gains already that a reward by targets subtracts."""
 
-    crowding: float = setting(0.0, least=0, most=1)
-    """The share of the mixture's own gain that such a reward subtracts."""
-
-    shrink: bool = True
-    """Whether such a reward counts as far as it stands out from its noise."""
-
-    importance: bool | None = None
-    """Whether the reward is divided by P, the probability that drew the domain. None: with the mean over domains it is, with
-    targets it is not, because it is then the plain decrease of their loss."""
+    importance: bool = True
+    """Whether the reward is divided by P, the probability that drew the domain. A reward by targets never is."""
 
     objective: Literal["loss", "perplexity"] = "perplexity"
     """The quantity whose first-order decrease is rewarded: the mean `loss` over domains, as in the paper, or their mean

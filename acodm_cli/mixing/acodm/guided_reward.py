@@ -1,0 +1,118 @@
+"""The reward of a run with targets: what one more share of a domain does for them, in steps of a fixed size.
+
+Shape letters: K domains, J targets, B sequences of a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from acodm_cli.mixing.acodm.reward import PairAverage
+from acodm_cli.mixing.average import MovingAverage
+from acodm_cli.mixing.mixer import Array
+
+# The share that the average of the looks' own noise keeps per look; it changes slowly.
+_SPREAD_EMA = 0.98
+# No gradient counts as smaller than this share of the largest, because what is divided by it is noise too.
+_LEAST_SIZE = 0.01
+
+
+class GuidedReward:
+    """Computes r̂_i = (h_i - κ ⟨∇J, Gα⟩ / ‖Gα‖² · (Hα)_i) / s_i out of averages, and takes of it what stands out from its noise.
+
+    h_i = Σ_j c_j ⟨g_i, g_j⟩, with the gradients of targets' guide text, is the first-order decrease of J = Σ_j c_j L_j by a gradient step
+    on domain i. But AdamW and clipping take steps of a fixed size, so that a large gradient does not go further, but crowds out
+    the others. So the gain is divided by the size of the domain's gradient in a batch of B sequences, s_i = √(‖g_i‖² + σ_i² / B). And
+    a share κ is subtracted of what the mixed gradient Gα gains already, as far as domain i goes the same way: with κ = 1 and without s,
+    r̂ is the derivative of ⟨∇J, Gα⟩ / ‖Gα‖ by α, times ‖Gα‖.
+
+    Rare domains are seen in few looks. An advantage a_i = r̂_i - Σ_j α_j r̂_j counts by the share max(0, 1 - v_i / a_i²), with v_i
+    its variance (as James and Stein shrink means), so that a domain of which little is known is neither preferred nor avoided.
+
+    ema: the share that sums over looks keep per look. gram_ema: the share that averages over steps keep per step. crowding: κ.
+    """
+
+    def __init__(self, num_domains: int, num_targets: int, ema: float, gram_ema: float, crowding: float) -> None:
+        self.ema, self.crowding = ema, crowding
+        # Sequences that were looked at, and Σ ⟨g_i, g_j⟩ over them. What was seen long ago counts less, and as less evidence.
+        self.counts_KJ: Array = np.zeros((num_domains, num_targets))
+        self.sums_KJ: Array = np.zeros((num_domains, num_targets))
+        # The variance of ⟨g_i, g_j⟩ / s_i for one sequence.
+        self.spread = MovingAverage((num_targets,), _SPREAD_EMA)
+        self.pairs = PairAverage(num_domains, gram_ema)
+        # σ_i², the variance of the gradient of one sequence.
+        self.noise = MovingAverage((num_domains,), gram_ema)
+
+    @property
+    def seen_K(self) -> NDArray[np.bool_]:
+        """Whether each domain was ever seen together with a guide. [K]"""
+        return np.any(self.counts_KJ > 0, axis=1)
+
+    @property
+    def gains_KJ(self) -> Array:
+        """The averages of ⟨g_i, g_j⟩, zero where it was never seen. [K, J]"""
+        return np.divide(self.sums_KJ, self.counts_KJ, out=np.zeros_like(self.sums_KJ), where=self.counts_KJ > 0)
+
+    def update(self, gram_KK: Array, self_K: Array, guide_KJ: Array | None, samples_K: Array) -> None:
+        """Takes a step into the averages. gram_KK: H of the batch. self_K: the unbiased ‖g_i‖², NaN where it is unknown. guide_KJ:
+        ⟨g_i, g_j⟩, NaN where it is unknown; None in steps without a guide pass. samples_K: the sequences of each domain."""
+        present_K = samples_K > 0
+        self.pairs.update(gram_KK, present_K, self_K)
+        squares_K = np.diag(self.pairs.value())
+        noise_K = ((np.diag(gram_KK) - squares_K) * samples_K).clip(min=0)
+        self.noise.update(np.where(present_K, noise_K, np.nan))
+        if guide_KJ is not None:
+            self._look(guide_KJ, samples_K)
+
+    def _look(self, guide_KJ: Array, samples_K: Array) -> None:
+        samples_KJ = np.where(np.isnan(guide_KJ), 0.0, samples_K[:, None])
+        guide_KJ = np.nan_to_num(guide_KJ)
+        again_KJ = (samples_KJ > 0) & (self.counts_KJ > 0)
+        off_KJ = (guide_KJ - self.gains_KJ) / self.sizes(samples_K.sum())[:, None]
+        squares_KJ = np.where(again_KJ, samples_KJ * off_KJ**2, np.nan)
+        if again_KJ.any(axis=0).all():
+            self.spread.update(np.nanmean(squares_KJ, axis=0))
+        self.counts_KJ = self.ema * self.counts_KJ + samples_KJ
+        self.sums_KJ = self.ema * self.sums_KJ + samples_KJ * guide_KJ
+
+    def sizes(self, batch: float) -> Array:
+        """Returns s, the size of each domain's gradient in a batch of so many sequences. [K]"""
+        seen_K = self.noise.seen
+        noise_K = np.where(seen_K, self.noise.value, self.noise.value[seen_K].mean())
+        sizes_K = np.sqrt(np.diag(self.pairs.value()).clip(min=0) + noise_K / batch)
+        return sizes_K.clip(min=_LEAST_SIZE * sizes_K.max())
+
+    def value(self, costs_J: Array, weights_K: Array, batch: float) -> tuple[Array, float]:
+        """Returns (r̂, zero for domains that were not seen [K]; the mean of |h_i| / s_i, by which it is to be scaled).
+
+        costs_J: c. weights_K: α, as executed. batch: B."""
+        if not self.seen_K.any():
+            return np.zeros_like(weights_K), 0.0
+        gain_K, sizes_K = self.gains_KJ @ costs_J, self.sizes(batch)
+        mixed_K = self.pairs.value() @ weights_K
+        square = float(weights_K @ mixed_K)
+        already_K = gain_K @ weights_K / square * mixed_K if square > 0 else np.zeros_like(gain_K)
+        reward_K = (gain_K - self.crowding * already_K) / sizes_K
+        mean = float(reward_K @ weights_K)
+        advantage_K = reward_K - mean
+        variance_K = (self.spread.value * costs_J**2 / self.counts_KJ.clip(min=1e-9)).sum(axis=1)
+        believed_K = (1 - variance_K / (advantage_K**2).clip(min=1e-30)).clip(min=0)
+        size = float(np.abs(gain_K / sizes_K)[self.seen_K].mean())
+        return np.where(self.seen_K, mean + believed_K * advantage_K, 0.0), size
+
+    _AVERAGES = ("spread", "pairs", "noise")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the averages."""
+        sums = {name: torch.from_numpy(getattr(self, name)) for name in ("counts_KJ", "sums_KJ")}
+        return sums | {name: getattr(self, name).state_dict() for name in self._AVERAGES}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` gave."""
+        self.counts_KJ, self.sums_KJ = state["counts_KJ"].numpy(), state["sums_KJ"].numpy()
+        for name in self._AVERAGES:
+            getattr(self, name).load_state_dict(state[name])
