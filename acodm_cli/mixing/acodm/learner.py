@@ -10,7 +10,7 @@ import torch
 
 from acodm_cli.mixing.acodm.agents import make_agent
 from acodm_cli.mixing.acodm.balance import Balance
-from acodm_cli.mixing.acodm.guided_reward import GuidedReward
+from acodm_cli.mixing.acodm.fixed_step import FixedStep, GuidedReward
 from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy, load_policy
 from acodm_cli.mixing.acodm.reward import AlignmentReward, domain_costs, relative, standardise
 from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
@@ -67,7 +67,9 @@ class AcOdmLearner(Mixer):
 
     def _begin_averages(self) -> None:
         num_domains, settings = len(self.agent.prior_K), self.agent_settings
-        self.reward = AlignmentReward(num_domains, settings.ema)
+        self.reward: AlignmentReward | FixedStep = AlignmentReward(num_domains, settings.ema)
+        if settings.reward == "fixed-step":
+            self.reward = FixedStep(num_domains, settings.ema, settings.crowding)
         self.losses = MovingAverage((num_domains,), settings.ema)
         if targets := len(self.objective.targets):
             self.balance = Balance(self.objective)
@@ -110,13 +112,15 @@ class AcOdmLearner(Mixer):
 
     def observe(self, feedback: Feedback) -> Report:
         settings = self.agent_settings
+        size: float | None
         if self.objective.targets:
-            reward_K, size = self._guided_reward(feedback)
-            seen_K = self.guided_reward.seen_K
-            scaled_K = (reward_K / size).clip(-3, 3) if size else np.zeros_like(reward_K)
+            reward_K, size, seen_K = *self._guided_reward(feedback), self.guided_reward.seen_K
         else:
-            reward_K, seen_K = self._reward(feedback), self.reward.seen_K
+            reward_K, size, seen_K = *self._reward(feedback), self.reward.seen_K
+        if size is None:
             scaled_K = (standardise if settings.scale == "z-score" else relative)(reward_K, seen_K)
+        else:
+            scaled_K = (reward_K / size).clip(-3, 3) if size else np.zeros_like(reward_K)
         state_F, next_state_F = encode_state(feedback.observation), encode_state(feedback.next_observation)
         action_K, scaled_reward_K = torch.from_numpy(feedback.weights_K), torch.from_numpy(scaled_K)
         self.agent.normalizer.update(next_state_F)
@@ -129,8 +133,9 @@ class AcOdmLearner(Mixer):
             phase=WARM_UP if self.exploring else "learning",
         )
 
-    def _reward(self, feedback: Feedback) -> Array:
-        """Returns r̂, the smoothed first-order decrease of the objective. [K]"""
+    def _reward(self, feedback: Feedback) -> tuple[Array, float | None]:
+        """Returns (r̂, what one more share of each domain does for the objective [K]; the mean size of gains, None if rewards are
+        to be scaled by their own)."""
         assert feedback.gram_KK is not None
         settings = self.agent_settings
         present_K = feedback.samples_K > 0
@@ -138,9 +143,15 @@ class AcOdmLearner(Mixer):
         self.losses.update(np.where(present_K, losses_K, np.nan))
         costs_K = domain_costs(np.where(self.losses.seen, self.losses.value, losses_K), settings.objective)
         costs_K = costs_K * self.objective.shares(len(costs_K)) * len(costs_K)
-        weights_K = self._divisors(feedback)
+        if isinstance(self.reward, FixedStep):
+            assert feedback.self_K is not None
+            batch = feedback.samples_K.sum()
+            self.reward.update(feedback.gram_KK, feedback.self_K, feedback.samples_K)
+            gain_K = self.reward.pairs.value() @ costs_K
+            size = float(np.abs(gain_K / self.reward.sizes(batch)).mean())
+            return self.reward.reward(gain_K, feedback.weights_K, batch), size
         self_K = costs_K * feedback.self_K if settings.self_term and feedback.self_K is not None else None
-        return self.reward.update(feedback.gram_KK * costs_K, weights_K, present_K, self_K)
+        return self.reward.update(feedback.gram_KK * costs_K, self._divisors(feedback), present_K, self_K), None
 
     def _divisors(self, feedback: Feedback) -> Array:
         """Returns what rewards are divided by. [K]"""

@@ -27,6 +27,10 @@ class AgentSettings:
     ema: float = setting(0.9, least=0, below=1)
     """ξ, the share that the reward's moving average keeps per step."""
 
+    reward: Literal["fixed-step", "alignment"] = "alignment"
+    """What rewards a domain without targets: the gain of steps of a `fixed-step` size (`fixed_step.py`), or the paper's gradient
+    `alignment`."""
+
     self_term: bool = True
     """Whether the reward adds the unbiased ‖g_i‖² to the paper's W_i. With it, the reward is the first-order decrease
     of the summed domain losses."""
@@ -143,6 +147,7 @@ DEFAULT = AgentSettings()
 # "the first layer and all even layers", 7 of a 12-layer proxy; we read as many at relative depths, so that the
 # policy fits a target of another depth.
 PAPER = AgentSettings(
+    reward="alignment",
     hidden=1024,
     layers=5,
     depths=7,

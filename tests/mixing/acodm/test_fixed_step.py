@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from acodm_cli.mixing.acodm.guided_reward import GuidedReward
+from acodm_cli.mixing.acodm.fixed_step import GuidedReward
 from acodm_cli.mixing.mixer import Array
 
 K, P, BATCH = 4, 12, 16
@@ -78,7 +78,7 @@ def test_the_size_of_a_gradient_holds_the_noise_of_its_share_of_a_batch() -> Non
     for _ in range(4000):
         reward.update(*noisy_step(g_KP, target_P, samples_K, 6.0, generator), samples_K)
     expected_K = np.sqrt((g_KP**2).sum(axis=1) + 36 / BATCH)
-    assert reward.sizes(BATCH) == pytest.approx(expected_K, rel=0.1)
+    assert reward.fixed_step.sizes(BATCH) == pytest.approx(expected_K, rel=0.1)
 
 
 def test_a_domain_of_which_little_is_known_is_neither_preferred_nor_avoided() -> None:
@@ -112,7 +112,7 @@ def test_absent_domains_and_steps_without_a_look_change_nothing_of_what_is_known
     reward.update(absent_KK, self_K, None, samples_K)
     reward.update(absent_KK, self_K, guide_KJ, samples_K)
     assert reward.gains_KJ == pytest.approx(before_K)
-    assert np.diag(reward.pairs.value()) == pytest.approx(np.diag(gram_KK))
+    assert np.diag(reward.fixed_step.pairs.value()) == pytest.approx(np.diag(gram_KK))
     again = GuidedReward(K, 1, 0.9, 0.9, 1.0)
     assert again.value(np.ones(1), np.full(K, 1 / K), BATCH)[0].tolist() == [0.0] * K
     again.load_state_dict(reward.state_dict())

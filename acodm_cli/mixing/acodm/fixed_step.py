@@ -1,4 +1,4 @@
-"""The reward of a run with targets: what one more share of a domain does for them, in steps of a fixed size.
+"""Rewards for optimisers that take steps of a fixed size: of domains' gradients alone, and with those of targets' guide text.
 
 Shape letters: K domains, J targets, B sequences of a batch.
 """
@@ -21,31 +21,80 @@ _SPREAD_EMA = 0.98
 _LEAST_SIZE = 0.01
 
 
+class FixedStep:
+    """Turns gains of gradient steps into gains of steps of a fixed size: r_i = (h_i - κ (h·α) / (αᵀHα) · (Hα)_i) / s_i.
+
+    h_i = ⟨g_i, ∇J⟩ is the first-order decrease of J by a gradient step on domain i. But AdamW and clipping take steps of a fixed
+    size, so that a large gradient does not go further, but crowds out the others. So the gain is divided by the size of the
+    domain's gradient in a batch of B sequences, s_i = √(‖g_i‖² + σ_i² / B). And a share κ is subtracted of what the mixed gradient Gα
+    gains already, as far as domain i goes the same way: with κ = 1 and without s, r is the derivative of ⟨∇J, Gα⟩ / ‖Gα‖ by α, times
+    ‖Gα‖.
+
+    pairs: the average of H, ‖g_i‖² on its diagonal without noise. noise: the average of σ_i², the variance of the gradient of one
+    sequence. ema: the share that they keep per step. crowding: κ.
+    """
+
+    def __init__(self, num_domains: int, ema: float, crowding: float) -> None:
+        self.crowding = crowding
+        self.pairs = PairAverage(num_domains, ema)
+        self.noise = MovingAverage((num_domains,), ema)
+
+    @property
+    def seen_K(self) -> NDArray[np.bool_]:
+        """Whether each domain was seen together with another one. [K]"""
+        return self.pairs.seen_K
+
+    def update(self, gram_KK: Array, self_K: Array, samples_K: Array) -> None:
+        """Takes a step into the averages. gram_KK: H of the batch. self_K: the unbiased ‖g_i‖², NaN where it is unknown.
+        samples_K: the sequences of each domain."""
+        present_K = samples_K > 0
+        self.pairs.update(gram_KK, present_K, self_K)
+        squares_K = np.diag(self.pairs.value())
+        noise_K = ((np.diag(gram_KK) - squares_K) * samples_K).clip(min=0)
+        self.noise.update(np.where(present_K, noise_K, np.nan))
+
+    def sizes(self, batch: float) -> Array:
+        """Returns s, the size of each domain's gradient in a batch of so many sequences. [K]"""
+        seen_K = self.noise.seen
+        noise_K = np.where(seen_K, self.noise.value, self.noise.value[seen_K].mean())
+        sizes_K = np.sqrt(np.diag(self.pairs.value()).clip(min=0) + noise_K / batch)
+        return sizes_K.clip(min=_LEAST_SIZE * sizes_K.max())
+
+    def reward(self, gain_K: Array, weights_K: Array, batch: float) -> Array:
+        """Returns r. gain_K: h. weights_K: α, as executed. batch: B. [K]"""
+        mixed_K = self.pairs.value() @ weights_K
+        square = float(weights_K @ mixed_K)
+        already_K = gain_K @ weights_K / square * mixed_K if square > 0 else np.zeros_like(gain_K)
+        return (gain_K - self.crowding * already_K) / self.sizes(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the averages."""
+        return {"pairs": self.pairs.state_dict(), "noise": self.noise.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` gave."""
+        self.pairs.load_state_dict(state["pairs"])
+        self.noise.load_state_dict(state["noise"])
+
+
 class GuidedReward:
-    """Computes r̂_i = (h_i - κ ⟨∇J, Gα⟩ / ‖Gα‖² · (Hα)_i) / s_i out of averages, and takes of it what stands out from its noise.
+    """The reward by targets, r̂: that of `FixedStep` for h_i = Σ_j c_j ⟨g_i, g_j⟩, with the gradients of the targets' guide text, as far
+    as it stands out from its noise.
 
-    h_i = Σ_j c_j ⟨g_i, g_j⟩, with the gradients of targets' guide text, is the first-order decrease of J = Σ_j c_j L_j by a gradient step
-    on domain i. But AdamW and clipping take steps of a fixed size, so that a large gradient does not go further, but crowds out
-    the others. So the gain is divided by the size of the domain's gradient in a batch of B sequences, s_i = √(‖g_i‖² + σ_i² / B). And
-    a share κ is subtracted of what the mixed gradient Gα gains already, as far as domain i goes the same way: with κ = 1 and without s,
-    r̂ is the derivative of ⟨∇J, Gα⟩ / ‖Gα‖ by α, times ‖Gα‖.
-
-    Rare domains are seen in few looks. An advantage a_i = r̂_i - Σ_j α_j r̂_j counts by the share max(0, 1 - v_i / a_i²), with v_i
+    Rare domains are seen in few looks. An advantage a_i = r_i - Σ_j α_j r_j counts by the share max(0, 1 - v_i / a_i²), with v_i
     its variance (as James and Stein shrink means), so that a domain of which little is known is neither preferred nor avoided.
 
     ema: the share that sums over looks keep per look. gram_ema: the share that averages over steps keep per step. crowding: κ.
     """
 
     def __init__(self, num_domains: int, num_targets: int, ema: float, gram_ema: float, crowding: float) -> None:
-        self.ema, self.crowding = ema, crowding
+        self.ema = ema
+        self.fixed_step = FixedStep(num_domains, gram_ema, crowding)
         # Sequences that were looked at, and Σ ⟨g_i, g_j⟩ over them. What was seen long ago counts less, and as less evidence.
         self.counts_KJ: Array = np.zeros((num_domains, num_targets))
         self.sums_KJ: Array = np.zeros((num_domains, num_targets))
         # The variance of ⟨g_i, g_j⟩ / s_i for one sequence.
         self.spread = MovingAverage((num_targets,), _SPREAD_EMA)
-        self.pairs = PairAverage(num_domains, gram_ema)
-        # σ_i², the variance of the gradient of one sequence.
-        self.noise = MovingAverage((num_domains,), gram_ema)
 
     @property
     def seen_K(self) -> NDArray[np.bool_]:
@@ -60,11 +109,7 @@ class GuidedReward:
     def update(self, gram_KK: Array, self_K: Array, guide_KJ: Array | None, samples_K: Array) -> None:
         """Takes a step into the averages. gram_KK: H of the batch. self_K: the unbiased ‖g_i‖², NaN where it is unknown. guide_KJ:
         ⟨g_i, g_j⟩, NaN where it is unknown; None in steps without a guide pass. samples_K: the sequences of each domain."""
-        present_K = samples_K > 0
-        self.pairs.update(gram_KK, present_K, self_K)
-        squares_K = np.diag(self.pairs.value())
-        noise_K = ((np.diag(gram_KK) - squares_K) * samples_K).clip(min=0)
-        self.noise.update(np.where(present_K, noise_K, np.nan))
+        self.fixed_step.update(gram_KK, self_K, samples_K)
         if guide_KJ is not None:
             self._look(guide_KJ, samples_K)
 
@@ -72,19 +117,12 @@ class GuidedReward:
         samples_KJ = np.where(np.isnan(guide_KJ), 0.0, samples_K[:, None])
         guide_KJ = np.nan_to_num(guide_KJ)
         again_KJ = (samples_KJ > 0) & (self.counts_KJ > 0)
-        off_KJ = (guide_KJ - self.gains_KJ) / self.sizes(samples_K.sum())[:, None]
+        off_KJ = (guide_KJ - self.gains_KJ) / self.fixed_step.sizes(samples_K.sum())[:, None]
         squares_KJ = np.where(again_KJ, samples_KJ * off_KJ**2, np.nan)
         if again_KJ.any(axis=0).all():
             self.spread.update(np.nanmean(squares_KJ, axis=0))
         self.counts_KJ = self.ema * self.counts_KJ + samples_KJ
         self.sums_KJ = self.ema * self.sums_KJ + samples_KJ * guide_KJ
-
-    def sizes(self, batch: float) -> Array:
-        """Returns s, the size of each domain's gradient in a batch of so many sequences. [K]"""
-        seen_K = self.noise.seen
-        noise_K = np.where(seen_K, self.noise.value, self.noise.value[seen_K].mean())
-        sizes_K = np.sqrt(np.diag(self.pairs.value()).clip(min=0) + noise_K / batch)
-        return sizes_K.clip(min=_LEAST_SIZE * sizes_K.max())
 
     def value(self, costs_J: Array, weights_K: Array, batch: float) -> tuple[Array, float]:
         """Returns (r̂, zero for domains that were not seen [K]; the mean of |h_i| / s_i, by which it is to be scaled).
@@ -92,19 +130,16 @@ class GuidedReward:
         costs_J: c. weights_K: α, as executed. batch: B."""
         if not self.seen_K.any():
             return np.zeros_like(weights_K), 0.0
-        gain_K, sizes_K = self.gains_KJ @ costs_J, self.sizes(batch)
-        mixed_K = self.pairs.value() @ weights_K
-        square = float(weights_K @ mixed_K)
-        already_K = gain_K @ weights_K / square * mixed_K if square > 0 else np.zeros_like(gain_K)
-        reward_K = (gain_K - self.crowding * already_K) / sizes_K
+        gain_K = self.gains_KJ @ costs_J
+        reward_K = self.fixed_step.reward(gain_K, weights_K, batch)
         mean = float(reward_K @ weights_K)
         advantage_K = reward_K - mean
         variance_K = (self.spread.value * costs_J**2 / self.counts_KJ.clip(min=1e-9)).sum(axis=1)
         believed_K = (1 - variance_K / (advantage_K**2).clip(min=1e-30)).clip(min=0)
-        size = float(np.abs(gain_K / sizes_K)[self.seen_K].mean())
+        size = float(np.abs(gain_K / self.fixed_step.sizes(batch))[self.seen_K].mean())
         return np.where(self.seen_K, mean + believed_K * advantage_K, 0.0), size
 
-    _AVERAGES = ("spread", "pairs", "noise")
+    _AVERAGES = ("spread", "fixed_step")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the averages."""
