@@ -92,6 +92,8 @@ class Study:
             proxy = Study(argparse.Namespace(**vars(o) | {"model": o.transfer_from}))
             proxy.run("ac-odm", seed)
             return list(map(str, ["--schedule", proxy.path("ac-odm", seed), "--mode", name, *common]))
+        if name == "swarm":
+            common += ["--prior", "importance"]
         if name == "hand":
             known = HAND[o.target]
             names = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -55,7 +56,8 @@ class AcOdmLearner(Mixer):
         self.least_cost = float("inf")
         self.latest: dict[str, float] = {}
         size = state_size(len(prior_K), settings.depths)
-        self.agent = make_agent(size, torch.from_numpy(prior_K).float(), settings, seed)
+        ascending = replace(settings, step_size=settings.guided_step_size) if objective.targets else settings
+        self.agent = make_agent(size, torch.from_numpy(prior_K).float(), ascending, seed)
         self.objective = objective
         self._begin_averages()
         self.least_weights_K = max(settings.floor_share, 0.01) * prior_K

@@ -35,10 +35,10 @@ class AgentSettings:
     """Whether the reward adds the unbiased ‖g_i‖² to the paper's W_i. With it, the reward is the first-order decrease
     of the summed domain losses."""
 
-    guide_ema: float = setting(0.8, least=0, below=1)
+    guide_ema: float = setting(0.95, least=0, below=1)
     """The share that the averages of a reward by targets keep per look at the targets."""
 
-    crowding: float = setting(1.0, least=0, most=1)
+    crowding: float = setting(0.5, least=0, most=1)
     """κ, the share of what the mixture gains already that a reward by targets subtracts."""
 
     importance: bool = True
@@ -63,6 +63,9 @@ class AgentSettings:
 
     step_size: float = setting(0.1, least=0, most=1e3)
     """η of the mirror ascent."""
+
+    guided_step_size: float = setting(0.3, least=0, most=1e3)
+    """η with targets. It is larger, because their reward counts only as far as it stands out from its noise."""
 
     actor_lr: float = setting(1e-3, least=0, most=1)
     """The actor's learning rate."""
@@ -158,6 +161,7 @@ PAPER = AgentSettings(
     tau=0.001,
     actor_update="gradient",
     step_size=0.0,
+    guided_step_size=0.0,
     actor_lr=1e-4,
     critic_lr=1e-4,
     batch_size=32,
