@@ -16,19 +16,17 @@ from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array
 
 # The share that the average of the looks' own noise keeps per look; it changes slowly.
-_SPREAD_EMA = 0.98
-# No gradient counts as smaller than this share of the largest, because what is divided by it is noise too.
-_LEAST_SIZE = 0.01
+_SPREAD_EMA = 0.9
 
 
 class FixedStep:
     """Turns gains of gradient steps into gains of steps of a fixed size: r_i = (h_i - κ (h·α) / (αᵀHα) · (Hα)_i) / s_i.
 
     h_i = ⟨g_i, ∇J⟩ is the first-order decrease of J by a gradient step on domain i. But AdamW and clipping take steps of a fixed
-    size, so that a large gradient does not go further, but crowds out the others. So the gain is divided by the size of the
-    domain's gradient in a batch of B sequences, s_i = √(‖g_i‖² + σ_i² / B). And a share κ is subtracted of what the mixed gradient Gα
-    gains already, as far as domain i goes the same way: with κ = 1 and without s, r is the derivative of ⟨∇J, Gα⟩ / ‖Gα‖ by α, times
-    ‖Gα‖.
+    size, so that a large gradient does not go further, but crowds out the others. So the gain is divided by the size of gradients
+    that the optimiser has to scale, the domain's own and the mixture's, in batches of B sequences: s_i² = n_i + Σ_j α_j n_j with
+    n_i = ‖g_i‖² + σ_i² / B. And a share κ is subtracted of what the mixed gradient Gα gains already, as far as domain i goes the
+    same way: with κ = 1 and without s, r is the derivative of ⟨∇J, Gα⟩ / ‖Gα‖ by α, times ‖Gα‖.
 
     pairs: the average of H, ‖g_i‖² on its diagonal without noise. noise: the average of σ_i², the variance of the gradient of one
     sequence. ema: the share that they keep per step. crowding: κ.
@@ -53,19 +51,19 @@ class FixedStep:
         noise_K = ((np.diag(gram_KK) - squares_K) * samples_K).clip(min=0)
         self.noise.update(np.where(present_K, noise_K, np.nan))
 
-    def sizes(self, batch: float) -> Array:
-        """Returns s, the size of each domain's gradient in a batch of so many sequences. [K]"""
+    def sizes(self, weights_K: Array, batch: float) -> Array:
+        """Returns s. weights_K: α, as executed. batch: B. [K]"""
         seen_K = self.noise.seen
         noise_K = np.where(seen_K, self.noise.value, self.noise.value[seen_K].mean())
-        sizes_K = np.sqrt(np.diag(self.pairs.value()).clip(min=0) + noise_K / batch)
-        return sizes_K.clip(min=_LEAST_SIZE * sizes_K.max())
+        squares_K = np.diag(self.pairs.value()).clip(min=0) + noise_K / batch
+        return np.sqrt(squares_K + weights_K @ squares_K)
 
     def reward(self, gain_K: Array, weights_K: Array, batch: float) -> Array:
         """Returns r. gain_K: h. weights_K: α, as executed. batch: B. [K]"""
         mixed_K = self.pairs.value() @ weights_K
         square = float(weights_K @ mixed_K)
         already_K = gain_K @ weights_K / square * mixed_K if square > 0 else np.zeros_like(gain_K)
-        return (gain_K - self.crowding * already_K) / self.sizes(batch)
+        return (gain_K - self.crowding * already_K) / self.sizes(weights_K, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the averages."""
@@ -114,10 +112,11 @@ class GuidedReward:
             self._look(guide_KJ, samples_K)
 
     def _look(self, guide_KJ: Array, samples_K: Array) -> None:
+        drawn = samples_K.sum()
         samples_KJ = np.where(np.isnan(guide_KJ), 0.0, samples_K[:, None])
         guide_KJ = np.nan_to_num(guide_KJ)
         again_KJ = (samples_KJ > 0) & (self.counts_KJ > 0)
-        off_KJ = (guide_KJ - self.gains_KJ) / self.fixed_step.sizes(samples_K.sum())[:, None]
+        off_KJ = (guide_KJ - self.gains_KJ) / self.fixed_step.sizes(samples_K / drawn, drawn)[:, None]
         squares_KJ = np.where(again_KJ, samples_KJ * off_KJ**2, np.nan)
         if again_KJ.any(axis=0).all():
             self.spread.update(np.nanmean(squares_KJ, axis=0))
@@ -136,7 +135,7 @@ class GuidedReward:
         advantage_K = reward_K - mean
         variance_K = (self.spread.value * costs_J**2 / self.counts_KJ.clip(min=1e-9)).sum(axis=1)
         believed_K = (1 - variance_K / (advantage_K**2).clip(min=1e-30)).clip(min=0)
-        size = float(np.abs(gain_K / self.fixed_step.sizes(batch))[self.seen_K].mean())
+        size = float(np.abs(gain_K / self.fixed_step.sizes(weights_K, batch))[self.seen_K].mean())
         return np.where(self.seen_K, mean + believed_K * advantage_K, 0.0), size
 
     _AVERAGES = ("spread", "fixed_step")

@@ -150,7 +150,7 @@ class AcOdmLearner(Mixer):
             batch = feedback.samples_K.sum()
             self.reward.update(feedback.gram_KK, feedback.self_K, feedback.samples_K)
             gain_K = self.reward.pairs.value() @ costs_K
-            size = float(np.abs(gain_K / self.reward.sizes(batch)).mean())
+            size = float(np.abs(gain_K / self.reward.sizes(feedback.weights_K, batch)).mean())
             return self.reward.reward(gain_K, feedback.weights_K, batch), size
         self_K = costs_K * feedback.self_K if settings.self_term and feedback.self_K is not None else None
         return self.reward.update(feedback.gram_KK * costs_K, self._divisors(feedback), present_K, self_K), None

@@ -23,6 +23,12 @@ def told(g_KP: Array, target_P: Array, crowding: float = 1.0) -> GuidedReward:
     return reward
 
 
+def sizes(g_KP: Array, weights_K: Array, noise: float = 0.0) -> Array:
+    """s, by hand."""
+    squares_K = (g_KP**2).sum(axis=1) + noise
+    return np.sqrt(squares_K + weights_K @ squares_K)
+
+
 def test_it_is_the_derivative_of_the_gain_of_a_step_of_fixed_size() -> None:
     g_KP, target_P = gradients(0)
     weights_K = np.array([0.4, 0.3, 0.2, 0.1])
@@ -33,7 +39,7 @@ def test_it_is_the_derivative_of_the_gain_of_a_step_of_fixed_size() -> None:
 
     by_hand_K = np.array([(gained(weights_K + e_K) - gained(weights_K - e_K)) / 2e-6 for e_K in 1e-6 * np.eye(K)])
     found_K, size = told(g_KP, target_P).value(np.ones(1), weights_K, BATCH)
-    norms_K = np.linalg.norm(g_KP, axis=1)
+    norms_K = sizes(g_KP, weights_K)
     assert found_K * norms_K == pytest.approx(by_hand_K * np.linalg.norm(weights_K @ g_KP), rel=1e-6)
     assert size == pytest.approx(np.abs(g_KP @ target_P / norms_K).mean())
 
@@ -41,7 +47,7 @@ def test_it_is_the_derivative_of_the_gain_of_a_step_of_fixed_size() -> None:
 def test_without_crowding_it_is_the_gain_over_the_size_of_the_gradient() -> None:
     g_KP, target_P = gradients(1)
     found_K, _ = told(g_KP, target_P, crowding=0.0).value(np.ones(1), np.full(K, 1 / K), BATCH)
-    assert found_K == pytest.approx(g_KP @ target_P / np.linalg.norm(g_KP, axis=1))
+    assert found_K == pytest.approx(g_KP @ target_P / sizes(g_KP, np.full(K, 1 / K)))
 
 
 def test_several_targets_count_by_their_costs() -> None:
@@ -49,7 +55,7 @@ def test_several_targets_count_by_their_costs() -> None:
     reward, gram_KK = GuidedReward(K, 2, 0.9, 0.9, 0.0), g_KP @ g_KP.T
     guide_KJ = np.stack([g_KP @ target_P, -3 * g_KP @ target_P], axis=1)
     reward.update(gram_KK, np.diag(gram_KK), guide_KJ, np.full(K, 4.0))
-    norms_K = np.linalg.norm(g_KP, axis=1)
+    norms_K = sizes(g_KP, np.full(K, 1 / K))
     found_K, _ = reward.value(np.array([0.75, 0.25]), np.full(K, 1 / K), BATCH)
     assert found_K == pytest.approx(np.zeros(K), abs=1e-9)
     found_K, _ = reward.value(np.array([0.5, 0.5]), np.full(K, 1 / K), BATCH)
@@ -71,14 +77,15 @@ def noisy_step(
 
 
 def test_the_size_of_a_gradient_holds_the_noise_of_its_share_of_a_batch() -> None:
-    """s² = ‖g‖² + σ²/B, whatever the number of sequences by which it was seen."""
+    """n = ‖g‖² + σ²/B, whatever the number of sequences by which it was seen."""
     g_KP, target_P = gradients(3)
     generator, reward = np.random.default_rng(0), GuidedReward(K, 1, 0.9, 0.998, 1.0)
     samples_K = np.array([2.0, 4.0, 8.0, 32.0])
     for _ in range(4000):
         reward.update(*noisy_step(g_KP, target_P, samples_K, 6.0, generator), samples_K)
-    expected_K = np.sqrt((g_KP**2).sum(axis=1) + 36 / BATCH)
-    assert reward.fixed_step.sizes(BATCH) == pytest.approx(expected_K, rel=0.1)
+    weights_K = np.array([0.1, 0.2, 0.3, 0.4])
+    found_K = reward.fixed_step.sizes(weights_K, BATCH)
+    assert found_K == pytest.approx(sizes(g_KP, weights_K, 36 / BATCH), rel=0.1)
 
 
 def test_a_domain_of_which_little_is_known_is_neither_preferred_nor_avoided() -> None:
