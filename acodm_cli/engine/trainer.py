@@ -371,7 +371,11 @@ class Trainer:
 
     def validate(self) -> Measured:
         """Returns what the model's losses on the held-out texts are: those of the domains, then those of targets."""
-        return measure(self.loss, self.texts, self._micro_batch, self.compute, self.ranks)
+        return self.measure(self.texts)
+
+    def measure(self, texts: Sequence[HeldOutText]) -> Measured:
+        """Returns what the model's losses on some texts are. Every rank must call it."""
+        return measure(self.loss, texts, self._micro_batch, self.compute, self.ranks)
 
     # Observations
 

@@ -36,6 +36,9 @@ from acodm_cli.runs.settings import RunSettings
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.writing import why_not_written
 
+# An episode is judged by at most so many sequences of each target's guide text.
+JUDGED_BY = 256
+
 
 class StopRequest:
     """Handles the signals that ask a run to stop: SIGINT and SIGTERM, SIGUSR1 and SIGUSR2, by which Slurm and submitit tell
@@ -156,8 +159,9 @@ class Run:
             while True:
                 for event in self.trainer.steps():
                     watch.round_ended()
+                    judged_J = self._judged(event)
                     if self.ranks.is_first:
-                        self._record(event)
+                        self._record(event, judged_J)
                     yield event
                     # From here on all ranks act together, and whoever follows the run has seen the step.
                     self._save_if_due(event.run_step)
@@ -166,13 +170,22 @@ class Run:
                     return
                 self._begin_episode()
 
-    def _record(self, event: StepEvent) -> None:
-        """Records a step. An episode that has ended with it is kept if it is the best one so far."""
+    def _judged(self, event: StepEvent) -> Array | None:
+        """Returns the losses by which an episode is judged, if it has ended and is one of several: those on the guide half of targets,
+        because what is chosen by the report half could not be reported on it; without targets, those of the domains. [J]"""
+        if self.settings.episodes == 1 or event.step < self.settings.steps:
+            return None
+        if self.targets:
+            rows = [(target.guide, min(len(target.guide), JUDGED_BY)) for target in self.targets]
+            bytes_V = self.corpus.tokenizer.token_bytes_V
+            return self.trainer.measure([text.part(count, bytes_V) for text, count in rows]).losses_J
+        return event.validation_K
+
+    def _record(self, event: StepEvent, judged_J: Array | None) -> None:
+        """Records a step. judged_J: given if an episode has ended with it, which is kept if it is the best one so far."""
         self.recorder.add(event)
-        if self.settings.episodes > 1 and event.step == self.settings.steps:
-            assert event.validation is not None
-            losses_J = self.objective.counted(event.validation.losses_J, len(self.corpus.names))
-            self.costs.append(self.mixer.cost(self.objective, losses_J))
+        if judged_J is not None:
+            self.costs.append(self.mixer.cost(self.objective, judged_J))
             if self._best_episode == event.episode:
                 self.best = self.recorder, self.mixer.policy_bytes(self.corpus.names)
 
