@@ -115,8 +115,8 @@ def statistics(found_2NP: Tensor, metric_P: Tensor, num_domains: int) -> dict[st
 def candidates(stats: dict[str, Any], losses_N: Array, weights_K: Array, objective: str) -> dict[str, Array]:
     """name -> reward [K], of one metric.
 
-    h: the first-order gain ⟨g_i, ∇J⟩. s: the size of the domain's gradient in a batch. κ: what is subtracted is what the mixture
-    gains by now, as far as the domain goes the same way."""
+    h: the first-order gain ⟨g_i, ∇J⟩. P: the weight. z: the size of the domain's gradient in a batch, noise included. s and κ: as of
+    `acodm_cli/mixing/acodm/fixed_step.py`."""
     num_domains = len(weights_K)
     gram_NN = np.array(stats["gram_NN"])
     gram_KK, noise_K = gram_NN[:num_domains, :num_domains], np.array(stats["noise_K"]) / BATCH
@@ -124,27 +124,26 @@ def candidates(stats: dict[str, Any], losses_N: Array, weights_K: Array, objecti
     gain_K = gram_KK @ (costs_K / costs_K.sum())
     if objective in OBJECTIVES[2:]:
         gain_K = gram_NN[:num_domains, num_domains + OBJECTIVES.index(objective) - 2]
-    norms_K = np.sqrt(np.diag(gram_KK).clip(min=1e-3 * np.diag(gram_KK).max()))
-    sizes_K = np.sqrt(np.diag(gram_KK).clip(min=0) + noise_K)
+    squares_K = np.diag(gram_KK).clip(min=0) + noise_K
+    sizes_K = np.sqrt(squares_K + weights_K @ squares_K)
     mixed_K = gram_KK @ weights_K
     crowded_K = gain_K @ weights_K / (weights_K @ mixed_K) * mixed_K
-    noisy = gain_K @ weights_K / (weights_K @ mixed_K + weights_K @ noise_K)
     found = {
         "h": gain_K,
         "h / P": gain_K / weights_K,
         "h / loss": gain_K / losses_N[:num_domains],
-        "h / ‖g‖": gain_K / norms_K,
-        "h / s": gain_K / sizes_K,
-        "κ = 1": gain_K - crowded_K,
-        "κ = 1, / s": (gain_K - crowded_K) / sizes_K,
-        "κ = ½, / s": (gain_K - crowded_K / 2) / sizes_K,
-        "κ = 1 with noise": gain_K - noisy * (mixed_K + noise_K / 2),
-        "κ = 1 with noise, / s": (gain_K - noisy * (mixed_K + noise_K / 2)) / sizes_K,
+        "h / z": gain_K / np.sqrt(squares_K),
+        "h / s (κ = 0)": gain_K / sizes_K,
+        "κ = ½": (gain_K - crowded_K / 2) / sizes_K,
+        "κ = 1": (gain_K - crowded_K) / sizes_K,
+        "κ = 1, without s": gain_K - crowded_K,
     }
     if objective in OBJECTIVES[:2]:
         found["W, the paper's"] = gram_KK.sum(axis=1) - np.diag(gram_KK)
         found["W / P, the paper's"] = found["W, the paper's"] / weights_K
-    return found
+    # With uniform weights and κ = 1, the reward for the mean loss is zero, which correlates with nothing.
+    least = 1e-9 * np.abs(gain_K).max()
+    return {name: np.where(np.abs(reward_K).max() > least, reward_K, np.nan) for name, reward_K in found.items()}
 
 
 # What came
@@ -270,13 +269,40 @@ def report(points: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """In Markdown: a line per reward, a column per objective, in it the correlations at all points after the longest horizon."""
+    longest = max(row["horizon"] for row in rows)
+    of = {name: [row for row in rows if row["objective"] == name and row["horizon"] == longest] for name in OBJECTIVES}
+    print(f"\n{', '.join(row['point'] for row in of[OBJECTIVES[0]])}; {longest} steps on\n")
+    print("| reward | " + " | ".join(OBJECTIVES) + " |\n|" + "---|" * (1 + len(OBJECTIVES)))
+    lines: list[tuple[str, list[list[float]]]] = [
+        ("noise ceiling", [[row["ceiling"] for row in of[name]] for name in OBJECTIVES]),
+        ("training loss", [[row["loss"] for row in of[name]] for name in OBJECTIVES]),
+    ]
+    for metric in rows[0]["rewards"]:
+        for reward in rows[0]["rewards"][metric]:
+            found = [
+                [row["rewards"][metric][reward][0] for row in of[name] if reward in row["rewards"][metric]]
+                for name in OBJECTIVES
+            ]
+            lines.append((reward if metric == "plain" else f"{reward}, {metric}", found))
+    for label, values_of in lines:
+        print(
+            f"| {label} | "
+            + " | ".join(
+                " / ".join("none" if np.isnan(value) else f"{value:.2f}" for value in cells) for cells in values_of
+            )
+            + " |"
+        )
+
+
 def interval(a_K: Array, b_K: Array) -> tuple[float, float]:
     """The 95% interval of a correlation over domains, by drawing domains with replacement."""
     generator, number = np.random.default_rng(0), len(a_K)
     rows = [generator.integers(0, number, number) for _ in range(500)]
     with np.errstate(invalid="ignore", divide="ignore"):
         found = [np.corrcoef(a_K[each], b_K[each])[0, 1] for each in rows]
-    low, high = np.nanquantile(found, [0.025, 0.975])
+    low, high = np.nanquantile(found, [0.025, 0.975]) if np.isfinite(found).any() else (np.nan, np.nan)
     return float(low), float(high)
 
 
@@ -297,6 +323,7 @@ def main() -> None:
         name, point = measure(options)
         points[name] = point
     rows = report(points)
+    print_table(rows)
     save(RESULT, {"table": rows, "points": points}, None)
 
 
