@@ -3,7 +3,7 @@
     python -m tests.benchmarks.target_corpus --data DIR --eval DIR --out FOLDER
     python -m tests.benchmarks.target_study --corpus FOLDER --target humaneval
 
-Each run is one `acodm` command, and those that are done are not repeated. A mixer is NAME or NAME:OPTION=VALUE,…, and NAME@N has N
+Each run is one `acodm` command, and those that are done, or in the results, are not repeated. A mixer is NAME or NAME:OPTION=VALUE,…, and NAME@N has N
 episodes, whose cost is counted. `hand` is what someone would write down; `oracle` is no run, but the best static mixture of all
 that were run, by its mean over seeds. With --transfer-from MODEL, `policy` and `replay` drive the model by what `ac-odm` learned on that
 one. Afterwards results/target_NAME.{parquet,json,png} are written: bits per byte on the report half of the target by step, the table,
@@ -53,8 +53,12 @@ class Study:
         )
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def named(self, mixer: str) -> str:
+        """As recorded: what is transferred is told apart by its proxy."""
+        return mixer + (f" of {self.options.transfer_from}" if mixer in TRANSFERS else "")
+
     def path(self, mixer: str, seed: int) -> Path:
-        name = mixer + (f" of {self.options.transfer_from}" if mixer in TRANSFERS else "")
+        name = self.named(mixer)
         return self.folder / f"{name.replace(':', '_').replace('=', '-').replace(' ', '_')}_{seed}.parquet"
 
     def run(self, mixer: str, seed: int) -> None:
@@ -122,8 +126,7 @@ def rows_of(study: Study, mixer: str, seed: int) -> pd.DataFrame:
     mean_K = schedule.weights_SK.mean(axis=0)
     largest = ", ".join(f"{schedule.domains[k]} {mean_K[k]:.2f}" for k in np.argsort(-mean_K)[:3])
     cost = (schedule.info.get("episodes") or {}).get("number", 1)
-    name = mixer + (f" of {study.options.transfer_from}" if mixer in TRANSFERS else "")
-    fields = {"mixer": name, "seed": seed, "cost": cost, "mean_weights": largest, **calmness(schedule)}
+    fields = {"mixer": study.named(mixer), "seed": seed, "cost": cost, "mean_weights": largest, **calmness(schedule)}
     return pd.DataFrame({"step": steps_R, "bits_per_byte": bits_R, "loss": loss_S[np.isfinite(loss_S)], **fields})
 
 
@@ -250,18 +253,23 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     parser.add_argument("--report-only", action="store_true", help="of the runs that are there")
     options = parser.parse_args()
-    study = Study(options)
-    wanted = [(mixer, seed) for seed in options.seeds for mixer in options.mixers]
+    study, o = Study(options), options
+    name, budget = f"target_{o.name or o.target}", f"{o.model}, {o.steps} steps of {o.batch} x {o.seq_len} tokens"
+    record = RESULTS / f"{name}.parquet"
+    frame = pd.read_parquet(record) if record.exists() else pd.DataFrame({"mixer": [], "seed": [], "budget": []})
+    if set(frame["budget"]) - {budget}:
+        raise SystemExit(f"{record.name} holds runs of another budget; give another --name, or remove it")
+    known = set(zip(frame["mixer"], frame["seed"], strict=True))
+    wanted = [(mixer, seed) for seed in o.seeds for mixer in o.mixers if (study.named(mixer), seed) not in known]
     if not options.report_only:
         with ThreadPoolExecutor(options.jobs) as pool:
             for _ in pool.map(lambda run: study.run(*run), wanted):
                 pass
-    frame = pd.concat([rows_of(study, *run) for run in wanted if study.path(*run).exists()], ignore_index=True)
+    found = [rows_of(study, *run).assign(budget=budget) for run in wanted if study.path(*run).exists()]
+    frame = pd.concat([*([frame] if len(frame) else []), *found], ignore_index=True)
     rows = summary(frame)
     print_table(rows)
-    o, name = options, f"target_{options.name or options.target}"
-    budget = f"{o.model}, {o.steps} steps of {o.batch} x {o.seq_len} tokens"
-    frame.to_parquet(RESULTS / f"{name}.parquet", compression="zstd", index=False)
+    frame.to_parquet(record, compression="zstd", index=False)
     plot(frame, RESULTS / f"{name}.png", f"{o.target}: {budget}, {frame['seed'].nunique()} seeds")
     save(name, {"runs": budget, "table": rows}, None)
 
