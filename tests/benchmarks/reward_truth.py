@@ -43,6 +43,7 @@ OBJECTIVES = ("mean loss", "mean perplexity", "humaneval", "mmlu")
 BATCH, SEQ_LEN, STEPS = 16, 128, 400
 # Batches per half of a domain, sequences of guide text, and held-out sequences of a domain and of a target.
 LOOKS, GUIDES, DOMAIN_ROWS, TARGET_ROWS = 3, 192, 16, 64
+LOOKS_SEED = 999
 RESULT = "reward_truth"
 
 
@@ -62,10 +63,11 @@ def gradients(run: Run) -> tuple[Tensor, Array]:
     num_domains, size = len(run.corpus.names), run.parameters
     found_2NP, losses_N = torch.zeros(2, num_domains + len(targets), size), np.zeros(num_domains + len(targets))
     for domain in range(num_domains):
-        only_K = np.eye(num_domains)[domain]
+        # In an order of its own, so that no branch trains on just the text that was looked at.
+        sampler = Sampler(run.corpus, BATCH, SEQ_LEN, LOOKS_SEED, None)
         for half in range(2):
             for _ in range(LOOKS):
-                tokens_BU = trainer.sampler.draw(only_K).tokens_BU
+                tokens_BU = sampler.draw(np.eye(num_domains)[domain]).tokens_BU
                 gradient_P, loss = gradient(trainer, tokens_BU, tokens_BU[:, 1:])
                 found_2NP[half, domain] += gradient_P / LOOKS
                 losses_N[domain] += loss / (2 * LOOKS)
@@ -185,10 +187,14 @@ def values(losses: Any, objective: str, num_domains: int) -> float:
 
 
 def came(point: dict[str, Any], objective: str, horizon: int) -> list[Array]:
-    """What came of each domain, in each repeat. [K]"""
+    """What came of each domain per unit of its weight, in each repeat. Raising α_i at the cost of all others in proportion moves in
+    the direction (e_i - α) / (1 - α_i), so that this times 1 - α_i is what a reward of domain i foretells, but for what all have in
+    common. [K]"""
     place, number = point["horizons"].index(horizon), len(point["domains"])
+    weights_K = np.array(point["weights"])
+    moved_K = point["raise"] + np.minimum(point["raise"], weights_K)
     return [
-        np.array([
+        (1 - weights_K) / moved_K * np.array([
             values(lowered[place], objective, number) - values(raised[place], objective, number)
             for raised, lowered in repeat["branches"]
         ])
@@ -237,7 +243,7 @@ def measure(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def report(points: dict[str, Any]) -> list[dict[str, Any]]:
-    """Prints a table per point and objective: metrics by candidates, as shares of the ceiling. Returns all rows."""
+    """Prints a table per point and objective: correlations of metrics by candidates. Returns all rows."""
     rows = []
     for name, point in points.items():
         losses_N, weights_K = np.array(point["losses"]), np.array(point["weights"])
@@ -245,7 +251,8 @@ def report(points: dict[str, Any]) -> list[dict[str, Any]]:
             for horizon in point["horizons"]:
                 repeats = came(point, objective, horizon)
                 truth_K = np.mean(repeats, axis=0)
-                between = pearson(repeats[0], repeats[1]) if len(repeats) > 1 else float("nan")
+                # Of the same fork and held-out text, so of the noise of the text that is trained on.
+                between = pearson(repeats[0], repeats[1]) if len(repeats) == 2 else float("nan")
                 ceiling = float(np.sqrt(max(0.0, 2 * between / (1 + between))))
                 row: dict[str, Any] = {"point": name, "objective": objective, "horizon": horizon, "ceiling": ceiling}
                 row["spread"] = float(truth_K.std())
@@ -312,16 +319,18 @@ def main() -> None:
     parser.add_argument("--point", type=int, default=150, help="steps before the fork")
     parser.add_argument("--mixture", default="uniform", help="until there: uniform, or DOMAIN:WEIGHT, the others alike")
     parser.add_argument("--horizons", type=int, nargs="+", default=[10, 40])
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, choices=(1, 2))
     parser.add_argument("--raise", type=float, default=0.15, dest="raised", help="of the weight")
     parser.add_argument("--report-only", action="store_true")
     options = parser.parse_args()
     path = RESULTS / f"{RESULT}.json"
-    points = json.loads(path.read_text())["points"] if path.exists() else {}
+    added = {}
     if not options.report_only:
         torch.set_num_threads(1)
-        name, point = measure(options)
-        points[name] = point
+        added = dict([measure(options)])
+    # Read only now, for another point may have been added meanwhile.
+    points = (json.loads(path.read_text())["points"] if path.exists() else {}) | added
+    save(RESULT, {"points": points}, None)
     rows = report(points)
     print_table(rows)
     save(RESULT, {"table": rows, "points": points}, None)

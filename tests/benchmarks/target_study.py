@@ -180,7 +180,7 @@ def paired_difference(differences_N: np.ndarray) -> tuple[float | None, float | 
     mean = 100 * float(differences_N.mean())
     if number == 1:
         return mean, None
-    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}.get(number, 1.96)
+    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}[number]
     return mean, 100 * quantile * float(differences_N.std(ddof=1)) / number**0.5
 
 

@@ -17,6 +17,8 @@ from acodm_cli.mixing.mixer import Array
 
 # The share that the average of the looks' own noise keeps per look; it changes slowly.
 _SPREAD_EMA = 0.9
+# ‖Gα‖² counts as at least this share of Σ_i α_i² n_i, what it would be if the domains' gradients had nothing in common.
+_LEAST_SQUARE = 0.1
 
 
 class FixedStep:
@@ -51,18 +53,23 @@ class FixedStep:
         noise_K = ((np.diag(gram_KK) - squares_K) * samples_K).clip(min=0)
         self.noise.update(np.where(present_K, noise_K, np.nan))
 
-    def sizes(self, weights_K: Array, batch: float) -> Array:
-        """Returns s. weights_K: α, as executed. batch: B. [K]"""
+    def squares(self, batch: float) -> Array:
+        """Returns n, the mean square of each domain's gradient in a batch of so many sequences. [K]"""
         seen_K = self.noise.seen
         noise_K = np.where(seen_K, self.noise.value, self.noise.value[seen_K].mean())
-        squares_K = np.diag(self.pairs.value()).clip(min=0) + noise_K / batch
+        return np.diag(self.pairs.value()).clip(min=0) + noise_K / batch
+
+    def sizes(self, weights_K: Array, batch: float) -> Array:
+        """Returns s. weights_K: α, as executed. batch: B. [K]"""
+        squares_K = self.squares(batch)
         return np.sqrt(squares_K + weights_K @ squares_K)
 
     def reward(self, gain_K: Array, weights_K: Array, batch: float) -> Array:
         """Returns r. gain_K: h. weights_K: α, as executed. batch: B. [K]"""
         mixed_K = self.pairs.value() @ weights_K
-        square = float(weights_K @ mixed_K)
-        already_K = gain_K @ weights_K / square * mixed_K if square > 0 else np.zeros_like(gain_K)
+        # An unbiased estimate of ‖Gα‖² may be next to nothing, or below.
+        least = _LEAST_SQUARE * float(weights_K**2 @ self.squares(batch))
+        already_K = gain_K @ weights_K / max(float(weights_K @ mixed_K), least) * mixed_K
         return (gain_K - self.crowding * already_K) / self.sizes(weights_K, batch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,8 +86,10 @@ class GuidedReward:
     """The reward by targets, r̂: that of `FixedStep` for h_i = Σ_j c_j ⟨g_i, g_j⟩, with the gradients of the targets' guide text, as far
     as it stands out from its noise.
 
-    Rare domains are seen in few looks. An advantage a_i = r_i - Σ_j α_j r_j counts by the share max(0, 1 - v_i / a_i²), with v_i
-    its variance (as James and Stein shrink means), so that a domain of which little is known is neither preferred nor avoided.
+    Rare domains are seen in few looks. An advantage a_i = r_i - Σ_j α_j r_j counts by the share max(0, 1 - v_i / a_i²), so that a
+    domain of which little is known is neither preferred nor avoided. v_i is the variance of one sequence over the number of sequences
+    that were looked at, of which the old ones count less: at a steady rate it is nearly twice the variance of the average, and it grows
+    while a domain is not seen. Targets are taken to share their noise, which comes from the same g_i.
 
     ema: the share that sums over looks keep per look. gram_ema: the share that averages over steps keep per step. crowding: κ.
     """
@@ -104,6 +113,12 @@ class GuidedReward:
         """The averages of ⟨g_i, g_j⟩, zero where it was never seen. [K, J]"""
         return np.divide(self.sums_KJ, self.counts_KJ, out=np.zeros_like(self.sums_KJ), where=self.counts_KJ > 0)
 
+    def _gains(self, weights_K: Array) -> Array:
+        """The same, with the mixture's mean for what was never seen. [K, J]"""
+        seen_KJ, gains_KJ = self.counts_KJ > 0, self.gains_KJ
+        of_seen_J = (seen_KJ * weights_K[:, None]).sum(axis=0).clip(min=1e-30)
+        return np.where(seen_KJ, gains_KJ, weights_K @ gains_KJ / of_seen_J)
+
     def update(self, gram_KK: Array, self_K: Array, guide_KJ: Array | None, samples_K: Array) -> None:
         """Takes a step into the averages. gram_KK: H of the batch. self_K: the unbiased ‖g_i‖², NaN where it is unknown. guide_KJ:
         ⟨g_i, g_j⟩, NaN where it is unknown; None in steps without a guide pass. samples_K: the sequences of each domain."""
@@ -124,19 +139,22 @@ class GuidedReward:
         self.sums_KJ = self.ema * self.sums_KJ + samples_KJ * guide_KJ
 
     def value(self, costs_J: Array, weights_K: Array, batch: float) -> tuple[Array, float]:
-        """Returns (r̂, zero for domains that were not seen [K]; the mean of |h_i| / s_i, by which it is to be scaled).
+        """Returns (r̂ [K]; the mean of |h_i| / s_i, by which it is to be scaled, zero before the first look).
 
         costs_J: c. weights_K: α, as executed. batch: B."""
         if not self.seen_K.any():
             return np.zeros_like(weights_K), 0.0
-        gain_K = self.gains_KJ @ costs_J
+        gain_K = self._gains(weights_K) @ costs_J
         reward_K = self.fixed_step.reward(gain_K, weights_K, batch)
-        mean = float(reward_K @ weights_K)
+        of_seen_K = np.where(self.seen_K, weights_K, 0.0)
+        mean = float(reward_K @ of_seen_K / max(of_seen_K.sum(), 1e-30))
         advantage_K = reward_K - mean
-        variance_K = (self.spread.value * costs_J**2 / self.counts_KJ.clip(min=1e-9)).sum(axis=1)
+        variance_K = (np.sqrt(self.spread.value / self.counts_KJ.clip(min=1e-9)) @ costs_J) ** 2
         believed_K = (1 - variance_K / (advantage_K**2).clip(min=1e-30)).clip(min=0)
-        size = float(np.abs(gain_K / self.fixed_step.sizes(weights_K, batch))[self.seen_K].mean())
-        return np.where(self.seen_K, mean + believed_K * advantage_K, 0.0), size
+        # One look says nothing of its noise.
+        believed_K = np.where(self.seen_K & self.spread.seen.all(), believed_K, 0.0)
+        size = float(np.abs(gain_K / self.fixed_step.sizes(weights_K, batch)).mean())
+        return mean + believed_K * advantage_K, size
 
     _AVERAGES = ("spread", "fixed_step")
 

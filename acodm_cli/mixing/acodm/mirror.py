@@ -38,7 +38,8 @@ class MirrorAgent(Agent):
     def choose_offsets(self, state_F: Tensor, follow: Literal["prior", "actor"], initial_K: Tensor | None) -> Tensor:
         offsets_K = self._bounded(self.ascended_K)
         if initial_K is not None:
-            offsets_K = initial_K + offsets_K
+            bound = self.settings.logit_bound or torch.inf
+            offsets_K = (initial_K + offsets_K).clamp(-bound, bound)
         self.trajectory.add(state_F, offsets_K)
         return offsets_K
 
@@ -48,7 +49,7 @@ class MirrorAgent(Agent):
 
         The step is the natural gradient on the simplex, in logits u: u_i ← u_i + η (A_i - λ u_i), where
         A_i = (1-γ) (y_i - Σ_j α_j y_j) and y = r + γ Q̄(s', μ̄(s')). With γ = 0 it is the exponentiated gradient of
-        DoGE (2310.15393), with an anchor. As y is held fixed, rewards W_i / α_i lead to where they are all equal
+        DoGE (2310.15393), with an anchor; what is executed is u squashed to the bound. As y is held fixed, rewards W_i / α_i lead to where they are all equal
         (α ∝ W, but for the anchor), and not to the largest Σ α_i W_i / α_i, which is the same for all α.
         """
         s = self.settings

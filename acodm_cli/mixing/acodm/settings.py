@@ -62,7 +62,7 @@ class AgentSettings:
     y = r + γ Q̄ and fits the actor to them (`mirror.py`)."""
 
     step_size: float = setting(0.1, least=0, most=1e3)
-    """η of the mirror ascent."""
+    """η of the mirror ascent, without targets."""
 
     guided_step_size: float = setting(0.3, least=0, most=1e3)
     """η with targets. It is larger, because their reward counts only as far as it stands out from its noise."""

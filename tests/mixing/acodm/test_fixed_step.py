@@ -54,7 +54,8 @@ def test_several_targets_count_by_their_costs() -> None:
     g_KP, target_P = gradients(2)
     reward, gram_KK = GuidedReward(K, 2, 0.9, 0.9, 0.0), g_KP @ g_KP.T
     guide_KJ = np.stack([g_KP @ target_P, -3 * g_KP @ target_P], axis=1)
-    reward.update(gram_KK, np.diag(gram_KK), guide_KJ, np.full(K, 4.0))
+    for _ in range(2):
+        reward.update(gram_KK, np.diag(gram_KK), guide_KJ, np.full(K, 4.0))
     norms_K = sizes(g_KP, np.full(K, 1 / K))
     found_K, _ = reward.value(np.array([0.75, 0.25]), np.full(K, 1 / K), BATCH)
     assert found_K == pytest.approx(np.zeros(K), abs=1e-9)
@@ -109,6 +110,18 @@ def test_a_domain_of_which_little_is_known_is_neither_preferred_nor_avoided() ->
     assert spread["rare"] < 0.5 * spread["frequent"]
 
 
+def test_a_domain_that_was_never_seen_has_the_mean_reward_of_the_mixture() -> None:
+    g_KP, target_P = gradients(5)
+    reward, gram_KK, weights_K = GuidedReward(K, 1, 0.9, 0.9, 0.5), g_KP @ g_KP.T, np.array([0.4, 0.3, 0.2, 0.1])
+    samples_K = np.array([8.0, 4.0, 4.0, 0.0])
+    guide_KJ = np.where(samples_K > 0, g_KP @ target_P, np.nan)[:, None]
+    for _ in range(3):
+        reward.update(gram_KK, np.where(samples_K > 0, np.diag(gram_KK), np.nan), guide_KJ, samples_K)
+    found_K, _ = reward.value(np.ones(1), weights_K, BATCH)
+    assert found_K[-1] == pytest.approx(found_K @ weights_K)
+    assert np.ptp(found_K) > 0.1
+
+
 def test_absent_domains_and_steps_without_a_look_change_nothing_of_what_is_known() -> None:
     g_KP, target_P = gradients(4)
     reward = told(g_KP, target_P)
@@ -122,6 +135,10 @@ def test_absent_domains_and_steps_without_a_look_change_nothing_of_what_is_known
     assert np.diag(reward.fixed_step.pairs.value()) == pytest.approx(np.diag(gram_KK))
     again = GuidedReward(K, 1, 0.9, 0.9, 1.0)
     assert again.value(np.ones(1), np.full(K, 1 / K), BATCH)[0].tolist() == [0.0] * K
+    again.update(gram_KK, np.diag(gram_KK), (g_KP @ target_P)[:, None], np.full(K, 4.0))
+    first_K, size = again.value(np.ones(1), np.full(K, 1 / K), BATCH)
+    assert size > 0
+    assert np.ptp(first_K) < 1e-12, "one look says nothing of its noise"
     again.load_state_dict(reward.state_dict())
     for one in (reward, again):
         one.update(gram_KK, np.diag(gram_KK), (g_KP @ target_P)[:, None] + 1, np.full(K, 4.0))
