@@ -161,12 +161,13 @@ class Bench:
             samples = []
             for source in plan_corpus(str(self.options.data), PLAIN).sources:
                 assert isinstance(source, FileSource)
-                samples += _head(source, 400_000)
+                samples += head(source, 400_000)
             train_tokenizer(samples).save(str(path))
         return path
 
 
-def _head(source: FileSource, characters: int) -> list[str]:
+def head(source: FileSource, characters: int) -> list[str]:
+    """The first documents of a source, until they have more than so many characters."""
     texts: list[str] = []
     for file in source.train:
         for document in read_documents(file, source.fields):

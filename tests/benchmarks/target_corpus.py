@@ -20,8 +20,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from acodm_cli.corpus.embedded import train_tokenizer
-from acodm_cli.corpus.readers import PLAIN, read_documents
+from acodm_cli.corpus.readers import PLAIN
 from acodm_cli.corpus.sources import FileSource, plan_corpus
+from tests.benchmarks.sample_efficiency import head
 
 CHARACTERS = 400_000
 
@@ -57,12 +58,7 @@ def train_on(data: Path, path: Path) -> None:
     texts: list[str] = []
     for source in plan_corpus(str(data), PLAIN).sources:
         assert isinstance(source, FileSource)
-        characters = 0
-        for document in (document for file in source.train for document in read_documents(file, source.fields)):
-            if characters > CHARACTERS:
-                break
-            texts.append(document.text[:40_000])
-            characters += len(texts[-1])
+        texts += head(source, CHARACTERS)
     train_tokenizer(texts).save(str(path))
 
 
