@@ -3,21 +3,24 @@
     python -m tests.benchmarks.target_corpus --data DIR --eval DIR --out FOLDER
     python -m tests.benchmarks.target_study --corpus FOLDER --target humaneval
 
-Each run is one `acodm` command, and those that are done, or in the results, are not repeated. A mixer is NAME or NAME:OPTION=VALUE,…, and NAME@N has N
-episodes, whose cost is counted. `hand` is what someone would write down; `oracle` is no run, but the best static mixture of all
-that were run, by its mean over seeds. With --transfer-from MODEL, `policy` and `replay` drive the model by what `ac-odm` learned on that
-one. Afterwards results/target_NAME.{parquet,json,png} are written: bits per byte on the report half of the target by step, the table,
-the curves.
+Each run is one `acodm` command, and those that are done, or in the results, are not repeated. A mixer is NAME or
+NAME:OPTION=VALUE,…; NAME@N has N episodes, whose cost is counted, and NAME+importance starts from the importance mixture. `swarm@N`
+tries N mixtures in runs of a third of the steps, and then trains with the best. `hand` is what someone would write down; `oracle` is no
+run, but the best static mixture of all that were run, by its mean over seeds. With --transfer-from MODEL, `policy` and `replay` drive
+the model by what `ac-odm` learned on that one. Afterwards results/target_NAME.{parquet,json,png} are written: bits per byte on the
+report half of the target by step, the table, the curves.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +28,7 @@ import pandas as pd
 
 from acodm_cli.display.style import colour_of
 from acodm_cli.schedule.schedule import Schedule
-from tests.benchmarks.environment import RESULTS, save
+from tests.benchmarks.environment import COMMIT, RESULTS, save
 from tests.benchmarks.sample_efficiency import calmness, steps_to
 
 MIXERS = ["natural", "uniform", "importance", "hand", "dga", "ac-odm"]
@@ -43,6 +46,8 @@ STATIC = ("natural", "uniform", "importance", "hand", "fixed", "swarm")
 GUIDED = ("ac-odm", "dga")
 TRANSFERS = ("policy", "replay")
 AGAINST = ("uniform", "natural", "importance")
+# A trial of the swarm has this share of the steps.
+TRIAL_SHARE = 1 / 3
 
 
 class Study:
@@ -62,53 +67,86 @@ class Study:
         return self.folder / f"{name.replace(':', '_').replace('=', '-').replace(' ', '_')}_{seed}.parquet"
 
     def run(self, mixer: str, seed: int) -> None:
+        name, command = "proxy-train", None
+        base = mixer.partition("@")[0]
+        if base in TRANSFERS:
+            proxy = Study(argparse.Namespace(**vars(self.options) | {"model": self.options.transfer_from}))
+            proxy.run("ac-odm", seed)
+            name, command = "apply", ["--schedule", proxy.path("ac-odm", seed), "--mode", base, *self.common(seed)]
+        elif base == "swarm":
+            trials = Study(argparse.Namespace(**vars(self.options) | {"steps": self.trial_steps}))
+            trials._command("proxy-train", trials.path(mixer, seed), trials.arguments(mixer, seed))
+            name, command = "apply", ["--schedule", trials.path(mixer, seed), "--mode", "replay", *self.common(seed)]
         path = self.path(mixer, seed)
-        if path.exists():
-            return
-        command = ["--out", str(path), "--resume"]
-        if not path.with_suffix(".run").exists():
-            command = [*self.arguments(mixer, seed), "--out", str(path)]
-        name = "apply" if mixer in TRANSFERS else "proxy-train"
-        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.options.jobs))}
-        done = subprocess.run(
-            [sys.executable, "-m", "acodm_cli", name, *command],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(f"{name} {' '.join(command)}\n{done.stderr[-2000:]}")
-        print(f"{path.stem}: {curve(Schedule.read(path), self.options.target)[1][-1]:.4f}", flush=True)
+        if self._command(name, path, command or self.arguments(mixer, seed)):
+            print(f"{path.stem}: {curve(Schedule.read(path), self.options.target)[1][-1]:.4f}", flush=True)
 
-    def arguments(self, mixer: str, seed: int) -> list[str]:
+    def _command(self, name: str, path: Path, arguments: list[Any]) -> bool:
+        """Runs or resumes an acodm command. Returns whether there was something to do."""
+        with _LOCKS.setdefault(path, Lock()):
+            if path.exists():
+                return False
+            command = [*map(str, arguments), "--out", str(path)]
+            if path.with_suffix(".run").exists():
+                command = ["--out", str(path), "--resume"]
+            environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.options.jobs))}
+            done = subprocess.run(
+                [sys.executable, "-m", "acodm_cli", name, *command],
+                capture_output=True,
+                text=True,
+                env=environment,
+                check=False,
+            )
+            if done.returncode:
+                raise SystemExit(f"{name} {' '.join(command)}\n{done.stderr[-2000:]}")
+            return True
+
+    @property
+    def trial_steps(self) -> int:
+        return round(self.options.steps * TRIAL_SHARE)
+
+    def cost(self, mixer: str) -> float:
+        """The runs of this length that a mixture took, the one that used it included. Those of a proxy of another model are not
+        counted."""
+        base, _, episodes = mixer.partition("@")
+        if base == "swarm":
+            return 1 + int(episodes) * self.trial_steps / self.options.steps
+        return int(episodes or 1)
+
+    def common(self, seed: int) -> list[Any]:
         o = self.options
-        name, _, text = mixer.partition("@")[0].partition(":")
-        given = text.split(",") if text else []
-        common = [
+        return [
             *("--model", o.model, "--seed", seed, "--steps", o.steps, "--batch", o.batch, "--seq-len", o.seq_len),
             *("--data", o.corpus / f"{o.target}.toml", "--tokenizer", o.corpus / "tokenizer.json"),
             *("--validate-every", max(1, o.steps // o.validations), *o.arguments.split()),
         ]
-        if name in GUIDED:
-            common += o.guide_arguments.split()
-        if name in TRANSFERS:
-            proxy = Study(argparse.Namespace(**vars(o) | {"model": o.transfer_from}))
-            proxy.run("ac-odm", seed)
-            return list(map(str, ["--schedule", proxy.path("ac-odm", seed), "--mode", name, *common]))
-        if name == "swarm":
-            common += ["--prior", "importance"]
+
+    def arguments(self, mixer: str, seed: int) -> list[Any]:
+        """Of `proxy-train`."""
+        o = self.options
+        label, _, episodes = mixer.partition("@")
+        label, _, text = label.partition(":")
+        name, _, prior = label.partition("+")
+        given = text.split(",") if text else []
         if name == "hand":
             known = HAND[o.target]
-            names = [
-                line[9:-1] for line in (o.corpus / "both.toml").read_text().splitlines() if line[:9] == "[domains."
-            ]
+            lines = (o.corpus / "both.toml").read_text().splitlines()
+            names = [line[9:-1] for line in lines if line[:9] == "[domains."]
             rest = (1 - sum(known.values())) / (len(names) - len(known))
-            given = ["weights=" + ",".join(f"{domain}:{known.get(domain, rest):.5f}" for domain in names)]
-            name = "fixed"
-        options = [part for option in given for part in ("--mixer-option", option)]
-        episodes = ["--episodes", mixer.partition("@")[2]] if "@" in mixer else []
-        return list(map(str, ["--mixer", name, *options, *episodes, *common]))
+            name, given = "fixed", ["weights=" + ",".join(f"{each}:{known.get(each, rest):.5f}" for each in names)]
+        if name == "swarm":
+            prior = "importance"
+        return [
+            *("--mixer", name),
+            *(part for option in given for part in ("--mixer-option", option)),
+            *(("--prior", prior) if prior else ()),
+            *(("--episodes", episodes) if episodes else ()),
+            *self.common(seed),
+            *(o.guide_arguments.split() if name in GUIDED else ()),
+        ]
+
+
+_LOCKS: dict[Path, Lock] = {}
 
 
 def curve(schedule: Schedule, target: str) -> tuple[np.ndarray, np.ndarray]:
@@ -125,8 +163,11 @@ def rows_of(study: Study, mixer: str, seed: int) -> pd.DataFrame:
     loss_S = schedule.per_step[f"target.{study.options.target}.loss"]
     mean_K = schedule.weights_SK.mean(axis=0)
     largest = ", ".join(f"{schedule.domains[k]} {mean_K[k]:.2f}" for k in np.argsort(-mean_K)[:3])
-    cost = (schedule.info.get("episodes") or {}).get("number", 1)
-    fields = {"mixer": study.named(mixer), "seed": seed, "cost": cost, "mean_weights": largest, **calmness(schedule)}
+    fields = {
+        "mixer": study.named(mixer), "seed": seed, "cost": study.cost(mixer), "mean_weights": largest,
+        "commit": COMMIT, "settings": json.dumps(schedule.info["mixer"]),
+        **calmness(schedule),
+    }  # fmt: skip
     return pd.DataFrame({"step": steps_R, "bits_per_byte": bits_R, "loss": loss_S[np.isfinite(loss_S)], **fields})
 
 
@@ -141,7 +182,7 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
         part = frame[frame["mixer"] == mixer]
         last = np.array([curves[mixer, seed]["bits_per_byte"].iloc[-1] for seed in seeds])
         row: dict[str, Any] = {
-            "mixer": mixer, "seeds": len(seeds), "cost": int(part["cost"].iloc[0]),
+            "mixer": mixer, "seeds": len(seeds), "cost": float(part["cost"].iloc[0]),
             "bits_per_byte": float(last.mean()), "sd": float(last.std(ddof=1)) if len(last) > 1 else None,
             "loss": float(np.mean([curves[mixer, seed]["loss"].iloc[-1] for seed in seeds])),
             "weights": part["mean_weights"].iloc[-1],
@@ -201,7 +242,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for row in rows:
         cells = [
-            row["mixer"], str(row["seeds"]), str(row["cost"]),
+            row["mixer"], str(row["seeds"]), f"{row['cost']:.3g}",
             f"{row['bits_per_byte']:.4f}" + ("" if row["sd"] is None else f" ± {row['sd']:.4f}"), f"{row['loss']:.3f}",
             *(signed(row[f"difference_to_{name}"], row[f"interval_{name}"]) for name in AGAINST),
             *(share(row[f"steps_to_{name}"]) for name in AGAINST), row["weights"], f"{row['l1_change_median']:.4f}",
