@@ -98,8 +98,8 @@ def _settings(given: Given, command: Command, start: StartSettings) -> RunSettin
     values = given.of(RunSettings)
     if start.resume:
         return _resumed_settings(values, given.named, command, start.out)
-    if "model" not in values:
-        raise UsageError("give the target with --model, for example --model pythia-1b")
+    if "model" not in values and values.get("init_from") is None:
+        raise UsageError("give the target with --model, for example --model pythia-1b, or its weights with --init-from")
     if command == "apply" and "save_model" not in values:
         values["save_model"] = str(start.out.parent / f"{start.out.stem}.model")
     settings = RunSettings(command=command, **values)

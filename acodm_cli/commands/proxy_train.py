@@ -18,7 +18,8 @@ def run_proxy_train(settings: RunSettings, start: StartSettings) -> None:
     if written is None:
         return
     evaluate_saved(settings, start, written)
-    target = ["acodm", "apply", "--schedule", str(start.out), "--model", _larger(settings.model)]
+    of_target = ["--init-from", "FOLDER"] if settings.init_from else ["--model", _larger(settings.model)]
+    target = ["acodm", "apply", "--schedule", str(start.out), *of_target]
     for name, each in declared(CorpusSettings).items():
         if (value := getattr(settings, name)) != each.default and name != "cache_dir":
             target += [str(each.option), str(value)]

@@ -159,7 +159,7 @@ def _say_how_long(run: Run, console: Console, efficiency: Efficiency) -> None:
     if run.compute.device.type == "cpu" and (seconds := efficiency.seconds_for(left)) > LONG_RUN_SECONDS:
         _say(
             console,
-            f"on this CPU {left} more steps of {run.settings.model} will take about {describe_seconds(seconds)}; faster: a GPU, "
+            f"on this CPU {left} more steps of {run.settings.model_name} will take about {describe_seconds(seconds)}; faster: a GPU, "
             "a smaller --model, or fewer --steps",
             "yellow",
         )

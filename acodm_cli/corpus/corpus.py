@@ -31,7 +31,8 @@ class Corpus:
     name: the name that people see. domains: in the order of every [K] in a run. weights: the prior weight of each
     domain as the manifest gives it, not normalised; empty if it gives none. upsampling: how often the tokens of a
     domain count; they count once if the domain is not named. account: what became of files that are not read. bad: how
-    many records were left out. warnings: what the user should know. targets: those that the manifest names."""
+    many records were left out. warnings: what the user should know. targets: those that the manifest names. keep: the domains and
+    targets that it says must not be forgotten."""
 
     name: str
     tokenizer: Tokenizer
@@ -42,6 +43,7 @@ class Corpus:
     bad: int = 0
     warnings: list[str] = field(default_factory=list)
     targets: list[TargetPlan] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -171,7 +173,16 @@ def open_corpus(
     if blank:
         warnings.append(f"domains left out, because none of their documents has text: {', '.join(blank[:5])}")
     return Corpus(
-        plan.name, tokenizer, domains, plan.weights, plan.upsampling, plan.account, bad, warnings, plan.targets
+        plan.name,
+        tokenizer,
+        domains,
+        plan.weights,
+        plan.upsampling,
+        plan.account,
+        bad,
+        warnings,
+        plan.targets,
+        plan.keep,
     )
 
 

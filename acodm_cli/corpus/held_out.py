@@ -10,7 +10,7 @@ Shape letters: N sequences, T positions, U = T + 1, D documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -151,18 +151,26 @@ def validation_windows(corpus: Corpus, seq_len: int, part: Part = "report") -> l
     return [Windows(domain.validation, seq_len, end, part) for domain in corpus.domains]
 
 
-def guide_of_domains(corpus: Corpus, seq_len: int) -> HeldOutText | None:
-    """Returns the guide part of all domains as one text, with as many sequences of each, so that its loss is the mean over
-    domains. None if a domain has no guide part."""
-    windows = validation_windows(corpus, seq_len, "guide")
-    rows = min(_MOST_GUIDES, *map(len, windows))
+def guide_of_domain(corpus: Corpus, name: str, seq_len: int, most: int) -> HeldOutText | None:
+    """Returns so many sequences at most of the guide part of a domain. None if it has none."""
+    index = corpus.names.index(name)
+    windows = validation_windows(corpus, seq_len, "guide")[index]
+    return windows.text(name, most, corpus.tokenizer.token_bytes_V) if len(windows) else None
+
+
+def guide_of_domains(corpus: Corpus, seq_len: int, names: Collection[str]) -> HeldOutText | None:
+    """Returns the guide part of some domains as one text, with as many sequences of each, so that its loss is the mean over
+    them. None if one of them has no guide part."""
+    windows = dict(zip(corpus.names, validation_windows(corpus, seq_len, "guide"), strict=True))
+    rows = min(_MOST_GUIDES, *(len(windows[name]) for name in names))
     if not rows:
         return None
-    texts = validation_texts(corpus, windows, [rows] * len(windows))
+    bytes_V = corpus.tokenizer.token_bytes_V
+    texts = [windows[name].text(name, rows, bytes_V) for name in corpus.names if name in names]
     firsts = np.cumsum([0, *(len(text.tokens_D) for text in texts)])
     documents_NT = np.concatenate([text.documents_NT + first for text, first in zip(texts, firsts, strict=False)])
     tokens_NU, counted_NT = (np.concatenate([getattr(t, name) for t in texts]) for name in ("tokens_NU", "counted_NT"))
-    return make_text(GUIDE_OF_DOMAINS, tokens_NU, counted_NT, documents_NT, corpus.tokenizer.token_bytes_V)
+    return make_text(GUIDE_OF_DOMAINS, tokens_NU, counted_NT, documents_NT, bytes_V)
 
 
 def validation_texts(corpus: Corpus, windows: Sequence[Windows], rows_K: Sequence[int]) -> list[HeldOutText]:

@@ -34,6 +34,13 @@ class TargetSettings:
     target_prompt_field: str | None = setting(None)
     """The field with the prompt of a target's records. Then only the tokens of the answer count."""
 
+    keep: tuple[str, ...] = setting(())
+    """What the model of --init-from must not forget: the name of a domain or target, or several with commas between them. The
+    option may be given several times. The mixture is then for the other targets, or else for the other domains."""
+
+    keep_budget: float = setting(0.02, above=0, most=10)
+    """How far the held-out loss of what is kept may rise above what it was before training, as a share of that."""
+
     guide_every: int = setting(8, least=1)
     """The number of steps between looks at the gradients of what guides."""
 

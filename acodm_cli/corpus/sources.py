@@ -84,7 +84,8 @@ class TargetPlan:
 class CorpusPlan:
     """What to read for a corpus. name: the name that people see. weights: the prior weight of each domain as a manifest
     gives it; empty if it gives none. upsampling: how often the tokens of a domain count in natural weights. account: what
-    became of files that are not read. targets: those that a manifest names."""
+    became of files that are not read. targets: those that a manifest names. keep: the domains and targets that it says must not be
+    forgotten."""
 
     name: str
     sources: list[Source]
@@ -92,6 +93,7 @@ class CorpusPlan:
     upsampling: dict[str, float] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
     targets: list[TargetPlan] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
 
 
 def plan_corpus(data: str, fields: Fields, domain_tokens: int | None = None, follow_links: bool = False) -> CorpusPlan:
@@ -350,8 +352,8 @@ def _of_fields(files: list[DataFile], fields: Fields, account: Account, where: s
 # Manifests
 
 _MANIFEST_KEYS = {"name", "text_field", "domains", "targets"}
-_TARGET_KEYS = {"files", "validation", "test", "text_field", "prompt_field", "answer_field", "weight"}
-_COMMON_KEYS = {"text_field", "weight", "upsampling"}
+_TARGET_KEYS = {"files", "validation", "test", "text_field", "prompt_field", "answer_field", "weight", "keep"}
+_COMMON_KEYS = {"text_field", "weight", "upsampling", "keep"}
 _FILE_KEYS = {"files", "validation"}
 _DATASET_KEYS = {"dataset", "config", "split", "validation_split", "revision", "tokens"}
 
@@ -383,9 +385,14 @@ def _of_manifest(path: Path, fields: Fields, follow_links: bool) -> CorpusPlan:
             value = _value(entry, key, (int, float), where)
             if value is not None:
                 found[name] = float(_positive(value, key, where))
+        if _value(entry, "keep", bool, where):
+            plan.keep.append(name)
     targets = _value(content, "targets", dict, f"manifest {path}") or {}
     for name, entry in targets.items():
-        plan.targets.append(_target(path.parent, name, entry, default, f"manifest {path}, target {name}", follow_links))
+        where = f"manifest {path}, target {name}"
+        plan.targets.append(_target(path.parent, name, entry, default, where, follow_links))
+        if _value(entry, "keep", bool, where):
+            plan.keep.append(name)
     if plan.weights and len(plan.weights) < len(domains):
         missing = ", ".join(name for name in domains if name not in plan.weights)
         raise UsageError(f"manifest {path}: no weight for {missing}; give every domain a weight, or none")
@@ -505,7 +512,7 @@ def _check_keys(table: dict[str, Any], known: set[str], where: str) -> None:
 
 def _value(table: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
     value = table.get(key)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise UsageError(f"{where}: {key} = {value!r} is not of type {names}")
     return value

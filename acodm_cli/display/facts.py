@@ -74,6 +74,7 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
         "info": schedule.info,
         "domains": domains,
         "targets": [_of_target(schedule, target) for target in schedule.targets],
+        "kept": _kept(schedule, domains, rows),
         "entropy": {at: float(entropy(weights_SK[row].astype(np.float64))) for at, row in (("start", 0), ("end", -1))},
         "energy": energies(schedule),
         "realised_l1": realised_l1(schedule, samples_K),
@@ -99,6 +100,28 @@ def _of_target(schedule: Schedule, name: str) -> dict[str, Any]:
         known = values_S[np.isfinite(values_S)]
         entry |= {f"{at}_{what}": float(known[row]) if len(known) else None for at, row in (("first", 0), ("last", -1))}
     return entry
+
+
+def _kept(schedule: Schedule, domains: list[dict[str, Any]], rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Returns what became of the domains and targets that must not be forgotten: their held-out losses before training and last, and
+    how far that is above, as a share. Where this is not known, they are left out. domains: their facts."""
+    run, last = schedule.run, {}
+    if not len(rows) or run.keep_budget is None:
+        return []
+    for target in schedule.targets:
+        last[target] = float(schedule.per_step[f"{TARGETS}{target}.loss"][rows[-1]])
+    last |= {domain["name"]: domain["last_validation_loss"] for domain in domains}
+    return [
+        {
+            "name": name,
+            "loss_before": before,
+            "last_loss": last[name],
+            "rise": last[name] / before - 1,
+            "budget": run.keep_budget,
+        }
+        for name in run.kept
+        if name in last and (before := run.losses_before.get(name, 0.0)) > 0
+    ]
 
 
 def share_to_reach(schedule: Schedule, other: Schedule, target: str) -> float | None:

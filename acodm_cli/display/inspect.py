@@ -149,6 +149,7 @@ def header(view: View) -> Text:
         ("energy", _energies(known["energy"])),
         ("drawn", "" if known["realised_l1"] is None else f"sequences within {known['realised_l1']:.4f} of the weights, in L1"),
         *(("target", target_line(target)) for target in known["targets"][:MOST_TARGETS]),
+        ("kept", kept_text(known["kept"])),
         ("evaluated", evaluation_text(run)),
         ("composed", ", ".join(run.composed)),
         ("source", run.source),
@@ -169,6 +170,17 @@ def target_line(target: dict[str, Any]) -> str:
             beside = f" ± {error:.3f}" if what == "loss" and error is not None else ""
             said.append(f"{_arrow(f'{first:.3f}', f'{last:.3f}')}{beside} {unit}")
     return "  ".join(said)
+
+
+def kept_text(kept: list[dict[str, Any]]) -> str:
+    """Returns whether what must not be forgotten is within its budget, and what is worst; an empty text if there is none."""
+    if not kept:
+        return ""
+    within = sum(each["rise"] <= each["budget"] for each in kept)
+    worst = max(kept, key=lambda each: each["rise"])
+    said = f"{within} of {len(kept)} within {worst['budget']:.3g} of their loss before training"
+    losses = _arrow(f"{worst['loss_before']:.3f}", f"{worst['last_loss']:.3f}")
+    return f"{said}; worst: {worst['name']} {losses} ({worst['rise']:+.1%})"
 
 
 def _warm_up(schedule: Schedule) -> str:

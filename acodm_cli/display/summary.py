@@ -42,7 +42,12 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
         f"mixer {info['mixer']['name']}\n"
         f"corpus {corpus['name']}: {len(corpus['tokens'])} domains, {human_count(tokens)} tokens  "
         f"run: {f'{episodes} episodes of ' if episodes > 1 else ''}{info['steps']} steps of {info['batch']} x {info['seq_len']} = "
-        f"{human_count(episodes * info['token_budget'])} tokens",
+        f"{human_count(episodes * info['token_budget'])} tokens"
+        + (
+            f"\ngoes on with trained weights; learning rate: warmed up again, to {info['learning_rate']:.3g}"
+            if info["init_from"]
+            else ""
+        ),
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
@@ -138,6 +143,14 @@ def print_summary(console: Console, schedule: Schedule) -> None:
             highlight=False,
             soft_wrap=not console.is_terminal,
         )
+    if (
+        before := [schedule.run.losses_before.get(name, math.nan) for name in schedule.domains]
+        if schedule.run.trained
+        else []
+    ):
+        _line(console, f"before training: {np.mean(before):.4f}")
+    if view.facts["kept"]:
+        console.print(_kept_table(view.facts["kept"]))
     if said := episodes_text(schedule.run):
         _line(console, said)
     for target in view.facts["targets"]:
@@ -149,6 +162,24 @@ def print_summary(console: Console, schedule: Schedule) -> None:
                     f"warning: the loss of target {target['name']} did not fall; is this text that can be learned?",
                     "yellow",
                 )
+
+
+def _kept_table(kept: list[dict[str, Any]]) -> Table:
+    """Returns a table of what must not be forgotten."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("kept", no_wrap=True)
+    for name in ("loss before", "loss now", "rise", "budget"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in kept:
+        style = "yellow" if each["rise"] > each["budget"] else None
+        numbers = (
+            f"{each['loss_before']:.4f}",
+            f"{each['last_loss']:.4f}",
+            f"{each['rise']:+.1%}",
+            f"{each['budget']:.1%}",
+        )
+        table.add_row(Text(cut(each["name"], 40)), *numbers, style=style)
+    return table
 
 
 def print_evaluation(console: Console, evaluation: Evaluation, results: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,11 +40,31 @@ class Measured:
     bits_J: Array
 
 
-@torch.no_grad()
 def measure(
     loss: nn.Module, texts: Sequence[HeldOutText], micro_batch: int, compute: Compute, ranks: Ranks
 ) -> Measured:
     """Returns the losses of a model on held-out texts. The ranks share the sequences. loss: a `CausalLoss`."""
+    return summarised(_sums(loss, texts, micro_batch, compute, ranks), texts)
+
+
+def sequence_losses(
+    loss: nn.Module, texts: Sequence[HeldOutText], micro_batch: int, compute: Compute, ranks: Ranks
+) -> list[Array]:
+    """Returns the mean loss of each sequence of held-out texts, in nats; otherwise as `measure`. [N] of each. Every sequence must
+    have a label that counts."""
+    of_its_own = [
+        replace(text, documents_NT=np.zeros_like(text.documents_NT) + np.arange(len(text), dtype=np.int32)[:, None])
+        for text in texts
+    ]
+    sums = _sums(loss, of_its_own, micro_batch, compute, ranks)
+    return [sums_N / text.counted_NT.sum(axis=1) for sums_N, text in zip(sums, texts, strict=True)]
+
+
+@torch.no_grad()
+def _sums(
+    loss: nn.Module, texts: Sequence[HeldOutText], micro_batch: int, compute: Compute, ranks: Ranks
+) -> list[Array]:
+    """Returns the sums of losses per document of each text. [D] of each"""
     loss.eval()
     sizes = np.cumsum([0, *(len(text.tokens_D) for text in texts)])
     sums_D = torch.zeros(int(sizes[-1]), dtype=torch.float64, device=compute.device)
@@ -63,7 +83,7 @@ def measure(
             sums_D.index_add_(0, documents_BT.flatten().to(compute.device), losses_BT.double().flatten())
     loss.train()
     found_D = ranks.sum_(sums_D).cpu().numpy()
-    return summarised([found_D[a:b] for a, b in itertools.pairwise(sizes)], texts)
+    return [found_D[a:b] for a, b in itertools.pairwise(sizes)]
 
 
 def summarised(sums: Sequence[Array], texts: Sequence[HeldOutText]) -> Measured:

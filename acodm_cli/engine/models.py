@@ -49,11 +49,17 @@ CONTEXT = 2048
 # Of what a configuration may ask for; the largest models stay far below.
 _LARGEST = {"hidden_size": 2**17, "num_hidden_layers": 1000, "num_attention_heads": 2**12}
 DEFAULT_LR = 3e-4
+# A run that goes on with trained weights warms up again to this share of the peak of a fresh one: enough to learn what is new, without
+# the forgetting of a whole one (as the lower peaks of 2403.08763, section 6).
+CONTINUED_LR_SHARE = 0.3
 
 
-def published_lr(model: str) -> float:
-    """The published peak learning rate of a preset, DEFAULT_LR for other models."""
-    return PRESETS[model].lr if model in PRESETS else DEFAULT_LR
+def default_lr(config: Any, fresh: bool) -> float:
+    """Returns the default peak learning rate: the published one of the preset with the same numbers of layers and hidden units,
+    DEFAULT_LR for other models; a share of it where the weights are not fresh. config: of the model."""
+    shape = (getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None))
+    published = next((each.lr for each in PRESETS.values() if (each.layers, each.hidden) == shape), DEFAULT_LR)
+    return published if fresh else CONTINUED_LR_SHARE * published
 
 
 def model_config(model: str, vocab_size: int, seq_len: int) -> Any:
@@ -88,12 +94,28 @@ def model_config(model: str, vocab_size: int, seq_len: int) -> Any:
 
 
 def _foreign_config(model: str, vocab_size: int, context: int) -> Any:
-    import transformers
-
     if "/" not in model and not Path(model).is_dir():
         close = difflib.get_close_matches(model, PRESETS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(PRESETS)}"
         raise UsageError(f"unknown model {model!r}; {hint} (or give a folder or hub name with a config.json)")
+    config = read_config(model)
+    config.vocab_size = vocab_size
+    config.use_cache = False
+    # The embedding of a padding token is never trained, but the id is padding only to some other tokenizer.
+    config.pad_token_id = None
+    if (getattr(config, "max_position_embeddings", None) or 0) < context:
+        config.max_position_embeddings = context
+    return config
+
+
+def read_config(model: str) -> Any:
+    """Returns the transformers configuration of a folder or hub name, as it is there.
+
+    Raises:
+        UsageError: it cannot be read, or is not of a causal language model.
+    """
+    import transformers
+
     try:
         config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
         if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
@@ -105,12 +127,6 @@ def _foreign_config(model: str, vocab_size: int, context: int) -> Any:
         raise
     except Exception as error:  # a stranger's file may make its parsers and checks raise anything
         raise UsageError(f"cannot load the configuration of model {model}: {in_short(error)}") from None
-    config.vocab_size = vocab_size
-    config.use_cache = False
-    # The embedding of a padding token is never trained, but the id is padding only to some other tokenizer.
-    config.pad_token_id = None
-    if (getattr(config, "max_position_embeddings", None) or 0) < context:
-        config.max_position_embeddings = context
     return config
 
 
@@ -143,24 +159,6 @@ def build_model(config: Any, seed: int, device: torch.device) -> nn.Module:
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)  # takes SDPA where the architecture has it
     return model.float().train().to(device)
-
-
-def load_model(folder: str, device: torch.device) -> nn.Module:
-    """Loads a trained model from a Hugging Face folder, in fp32. Only safetensors are read, and none of its code is
-    run.
-
-    Raises:
-        UsageError: the folder has no model, or it cannot be read.
-    """
-    import transformers
-
-    try:
-        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        )
-    except Exception as error:  # a stranger's file, as in `_foreign_config`
-        raise UsageError(f"cannot load the model of {folder}: {in_short(error)}") from None
-    return model.to(device)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -21,6 +21,13 @@ class TrainSettings:
     """The model: a preset (pythia-14m … pythia-12b, llama-tiny …), or a folder or hub name whose configuration is
     used."""
 
+    init_from: str | None = setting(None, changeable=True)
+    """Trained weights to go on with: a folder or hub name with safetensors. Its configuration is used (leave out --model), and its
+    tokenizer, unless --tokenizer is given. The seed then decides batches and agent only."""
+
+    resize_embeddings: bool = setting(False)
+    """Give the model of --init-from rows for tokens that it does not have, or let the tokenizer be another than its own."""
+
     steps: int = setting(300, least=1)
     """The number of optimiser steps. Default of apply: the schedule's."""
 
@@ -34,7 +41,7 @@ class TrainSettings:
     """The number of sequences per forward pass. Default: what fits into memory."""
 
     lr: float | None = setting(None, least=1e-9, most=1.0)
-    """The peak learning rate. Default: the model's published one."""
+    """The peak learning rate. Default: the model's published one; with --init-from 0.3 times that."""
 
     lr_warmup: float = setting(0.01, least=0, most=1, flag=None)
     """The share of the run's steps in which the learning rate rises to its peak."""
@@ -79,6 +86,11 @@ class TrainSettings:
 
     max_epochs: float | None = setting(None, least=0.01, panel="Corpus")
     """Never repeat a domain more often than this; its weight goes to the others."""
+
+    @property
+    def model_name(self) -> str:
+        """What the user calls the model: where its weights come from, or its configuration."""
+        return self.init_from or self.model
 
     @property
     def tokens_per_step(self) -> int:

@@ -38,7 +38,7 @@ from acodm_cli.corpus.held_out import HeldOutText, validation_texts, validation_
 from acodm_cli.corpus.sampler import Batch, Sampler
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks, gradients_stay_here, parallelised, reshard, whole
-from acodm_cli.engine.evaluate import Measured, measure, plan_validation
+from acodm_cli.engine.evaluate import Measured, measure, plan_validation, sequence_losses
 from acodm_cli.engine.guide import Guide, GuideBatch
 from acodm_cli.engine.loss import IGNORED, CausalLoss
 from acodm_cli.engine.models import transformer_blocks
@@ -103,11 +103,13 @@ class Trainer:
         targets: Sequence[HeldOutText] = (),
         guide: Guide | None = None,
         build: Callable[[], nn.Module] | None = None,
+        fresh: bool = True,
     ) -> None:
         """settings: must have a learning rate. probe: watches the model's layers; given if the mixer needs a Gram
         matrix. reference: the model whose losses the mixer compares with; given if the mixer needs one. targets: the text of
         targets on which losses are reported. guide: draws the sequences of guide passes, None for none. build: makes the model
-        as it is now once more, on the host; given if there is more than one episode."""
+        as it is now once more, on the host; given if there is more than one episode. fresh: whether the model has not learned
+        anything yet; otherwise its losses are measured before the first step."""
         assert (probe is not None) == mixer.needs_gram
         assert (reference is not None) == (mixer.reference is not None)
         assert settings.batch % ranks.world_size == 0
@@ -135,6 +137,10 @@ class Trainer:
         ]
         self.guide = guide
         self.build = build
+        self.fresh = fresh
+        self.before: Measured | None = (
+            None  # what the texts' losses were before the first step of a model that is not fresh
+        )
         self.episode = 1
         self.skipped = 0
         self._begin()
@@ -168,13 +174,16 @@ class Trainer:
         Raises:
             AcodmError: a loss or gradient is not finite and may not be skipped. The optimiser has not been stepped.
         """
+        if not self.fresh and self.before is None:
+            self._measure_before()
         while self.step < self.settings.steps:
             clock = Clock()
             weights_K = self._decide()
             clock.lap("mixer")
             batch = self.sampler.draw(weights_K)
             clock.lap("batch")
-            queued = self._forward_backward(batch)
+            guide = self.guide.draw(self.step) if self.guide else None
+            queued = self._forward_backward(batch, guide)
             lr, queued["gradient_norm"] = self._optimizer_step(queued["sums_K"])
             queued["norms_L"], queued["updates_L"] = self.norms.read()
             clock.lap("model")
@@ -210,6 +219,7 @@ class Trainer:
                         self.observation,
                         gradients.guide_KJ.numpy() if gradients and looked else None,
                         found["guide_losses_J"].numpy() if looked else None,
+                        guide.before_J if guide and looked else None,
                     )
                 )
             clock.lap("mixer")
@@ -233,6 +243,13 @@ class Trainer:
                 seconds_of=clock.seconds_of,
             )
 
+    def _measure_before(self) -> None:
+        """Measures what a model that is not fresh knows already."""
+        self.before = self.validate()
+        if self.guide and self.guide.kept:
+            self.guide.before = sequence_losses(self.loss, self.guide.kept, self._micro_batch, self.compute, self.ranks)
+        self.observation = self._first_observation()
+
     def _decide(self) -> Array:
         """Returns the weights of the coming step, the first rank's on all ranks. [K]
 
@@ -245,7 +262,7 @@ class Trainer:
             weights_K = self.sampler.executed(decided_K)
         return self.ranks.from_first(weights_K).astype(np.float32).astype(np.float64)
 
-    def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: Batch, guide: GuideBatch | None) -> dict[str, Tensor]:
         """Accumulates the gradient of the batch's mean token loss over all ranks, without waiting for the device.
 
         Returns sums_K, the sum of token losses per domain; gram_nn, if there is a probe; excess_K, if there is a reference: the
@@ -258,7 +275,6 @@ class Trainer:
         sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
         excess_K = torch.zeros_like(sums_K)
         micro = self._micro_batch
-        guide = self.guide.draw(self.step) if self.guide else None
         if self.probe:
             tokens_B = torch.full_like(batch.domains_B, self.settings.seq_len)
             of_guide = (guide.guides_R, guide.counted_R) if guide else ()
@@ -385,9 +401,11 @@ class Trainer:
         return learning_rate(self.step, settings.steps, settings.lr, settings.lr_warmup)
 
     def _first_observation(self) -> Observation:
-        """What the mixer sees before the first batch. Every loss is that of a uniform prediction, ln(vocabulary)."""
+        """What the mixer sees before the first batch. Every loss is that of a uniform prediction, ln(vocabulary), or, of a model that
+        is not fresh, the one on held-out text."""
         num_domains = len(self.corpus.names)
         max_loss = math.log(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        losses_K = np.full(num_domains, max_loss) if self.before is None else self.before.losses_J[:num_domains]
         initial_L = self.norms.initial_L.double().cpu().numpy()
         return Observation(
             step=0,
@@ -396,8 +414,8 @@ class Trainer:
             total_tokens=self.settings.steps * self.settings.tokens_per_step,
             learning_rate=self._learning_rate(),
             samples_K=np.zeros(num_domains),
-            losses_K=np.full(num_domains, max_loss),
-            previous_losses_K=np.full(num_domains, max_loss),
+            losses_K=losses_K,
+            previous_losses_K=losses_K,
             max_loss=max_loss,
             weight_norms_L=initial_L,
             initial_norms_L=initial_L,
@@ -435,6 +453,8 @@ class Trainer:
             "observation": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()},
             "episode": self.episode,
             "skipped": self.skipped,
+            "before": self.before and {name: torch.from_numpy(values) for name, values in vars(self.before).items()},
+            "guide_before": [torch.from_numpy(losses_N) for losses_N in self.guide.before] if self.guide else [],
         }
 
     def model_state(self) -> dict[str, Any]:
@@ -453,6 +473,10 @@ class Trainer:
         self.step = self.observation.step
         self.episode = state["episode"]
         self.skipped = state["skipped"]
+        if state["before"] is not None:
+            self.before = Measured(**{name: values.numpy() for name, values in state["before"].items()})
+        if self.guide:
+            self.guide.before = [losses_N.numpy() for losses_N in state["guide_before"]]
 
 
 class Clock:

@@ -64,8 +64,9 @@ class Feedback:
     batch does not give it. Both are None unless the mixer asked for the Gram matrix. excess_K: the mean over each
     domain's tokens of max(ℓ - ℓ_ref, 0) in nats, NaN for absent domains; None unless the mixer asked for a reference
     model. guide_KJ: H_ij = ⟨g_i, g_j⟩ with the gradients of the targets' guide text, NaN where domain or target was not looked
-    at. guide_losses_J: the mean loss of each target's guide text in nats, NaN likewise. Both are None in steps without a guide
-    pass. next_observation: what the trainer knows after the step.
+    at. guide_losses_J: the mean loss of each target's guide text in nats, NaN likewise. guide_before_J: what the losses of the same
+    sequences were before training, NaN where they were not measured. All three are None in steps without a guide pass.
+    next_observation: what the trainer knows after the step.
     """
 
     observation: Observation
@@ -77,6 +78,7 @@ class Feedback:
     next_observation: Observation
     guide_KJ: Array | None = None
     guide_losses_J: Array | None = None
+    guide_before_J: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Mixer(ABC):
 
     name: the mixer's name in the record. Settings: the dataclass of the mixer's own settings, each with a default. own:
     this mixer's settings. needs_gram: whether `observe` needs the Gram matrix; otherwise no per-domain gradient is
-    computed. guided: whether `observe` needs the gradients of targets' guide text, where there are targets. depths: the relative depths (0 is the first block, 1 the last) at which weight norms are read. reference:
+    computed. guided: whether `observe` needs the gradients of targets' guide text, where there are targets.
+    keeps: whether it heeds what must not be forgotten. depths: the relative depths (0 is the first block, 1 the last) at which weight norms are read. reference:
     the folder of the model over which `observe` needs the excess loss, None if it needs no such model. files: the
     options that name a file or folder, whose content must not change before a run is resumed. uses: the settings of
     the run, besides the mixer's own, that change what it does; the run refuses others that would do nothing.
@@ -133,6 +136,7 @@ class Mixer(ABC):
     own: Any = NoSettings()
     needs_gram: bool = False
     guided: bool = False
+    keeps: bool = False
     depths: tuple[float, ...] = ()
     reference: str | None = None
     files: ClassVar[tuple[str, ...]] = ()

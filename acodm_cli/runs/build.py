@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,12 @@ from acodm_cli.alignment.estimators import make_probe
 from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.corpus import Corpus, open_corpus
 from acodm_cli.corpus.embedded import EMBEDDED_DOMAINS
-from acodm_cli.corpus.held_out import GUIDE_OF_DOMAINS, LEAST_WINDOWS, HeldOutText, guide_of_domains
 from acodm_cli.corpus.importance import likeliest_mixture
 from acodm_cli.corpus.preflight import check_room
 from acodm_cli.corpus.settings import TargetSettings
 from acodm_cli.corpus.store_writer import OnProgress
-from acodm_cli.corpus.targets import Target, named_weights, open_targets, overlap
+from acodm_cli.corpus.targets import Target, open_targets, overlap
+from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.guide import Guide
@@ -36,10 +37,10 @@ from acodm_cli.engine.models import (
     build_model,
     check_causal,
     checkpoint_activations,
-    load_model,
+    default_lr,
     model_config,
-    published_lr,
 )
+from acodm_cli.engine.trained import continued_model, has_weights, load_model, trained_config, trained_folder
 from acodm_cli.engine.trainer import Trainer
 from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.mixing.baselines.static import natural_weights, uniform_weights
@@ -47,6 +48,7 @@ from acodm_cli.mixing.catalog import make_mixer, mixer_class
 from acodm_cli.mixing.mixer import Array, Mixer, Task, with_uniform
 from acodm_cli.mixing.objective import Objective
 from acodm_cli.mixing.settings import MIXER_OF_MODE
+from acodm_cli.runs.guides import guide_texts, guides_of, kept_names, objective_of
 from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory
 from acodm_cli.runs.run import Run
 from acodm_cli.runs.settings import RunSettings
@@ -62,6 +64,8 @@ GUIDE = ("guide", "target_balance", "guide_every", "guide_sequences")
 GUIDE_SHARE = 16
 # The share of uniform weights in the prior that targets give, so that every domain is drawn sometimes.
 IMPORTANCE_UNIFORM = 0.05
+# The share of what must not be forgotten in the prior, where nobody gave one.
+KEPT_SHARE = 0.3
 
 
 def _warn(message: str) -> None:
@@ -99,11 +103,16 @@ def build_run(
         )
     compute = choose_compute(settings.device, settings.dtype, ranks.local_rank if ranks.many else None)
     # This finds an unknown model before minutes of tokenisation.
-    model_config(settings.model, 128, settings.seq_len)
+    trained = _trained(settings, ranks, warn)
+    if trained is None:
+        model_config(settings.model, 128, settings.seq_len)
+    else:
+        config = trained_config(trained, settings.seq_len)
     if corpus is None:
         _check_data_given(settings, schedule)
         _check_data_options(settings)
-        corpus = ranks.in_turn(lambda: open_corpus(settings, on_progress, settings.seq_len))
+        of_corpus = _with_own_tokenizer(settings, trained)
+        corpus = ranks.in_turn(lambda: open_corpus(of_corpus, on_progress, settings.seq_len))
     for warning in corpus.warnings:
         warn(warning)
     if schedule is not None:
@@ -111,6 +120,11 @@ def build_run(
         if schedule.run.tokenizer_fingerprint not in ("", corpus.tokenizer.fingerprint):
             warn("the schedule was learned with another tokenizer; its weights are shares of that one's tokens")
         _warn_of_stretching(settings, schedule, warn)
+        if schedule.run.trained != (trained is not None) and settings.mode != "replay":
+            whose, ours = ("trained", "fresh") if schedule.run.trained else ("fresh", "trained")
+            warn(
+                f"the policy was learned with {whose} weights, and this run begins with {ours} ones; its losses mean other things"
+            )
     corpus.check_sequences(settings.seq_len)
     check_room(corpus, settings.seq_len, settings.batch, settings.steps, settings.max_epochs)
     targets = ranks.in_turn(lambda: open_targets(settings, corpus, settings.text_field, settings.seq_len))
@@ -119,51 +133,131 @@ def build_run(
             warn(
                 f"{trained_on} documents of target {target.name} are training documents too; what is reported on it says less"
             )
-    objective = _objective(settings, corpus.names, targets)
+    kept = kept_names(settings, corpus, targets, warn)
+    objective = objective_of(settings, corpus.names, targets, kept)
     if schedule is None:
-        settings = _with_prior(settings, corpus, mixer or mixer_class(_mixer_name(settings)), targets)
+        settings = _with_prior(settings, corpus, mixer or mixer_class(_mixer_name(settings)), objective)
     importance = _importance(corpus, targets, objective, ranks)
-    prior_K = _prior(settings, corpus, schedule, importance)
+    prior_K = _prior(settings, corpus, schedule, importance, kept)
+    guides = guides_of(settings, objective, mixer or mixer_class(_mixer_name(settings)))
     if mixer is None:
-        guides = Objective((GUIDE_OF_DOMAINS,), (1.0,)) if settings.guide == "domains" else objective
         mixer = _make_mixer(settings, corpus, prior_K, schedule, guides, importance)
-        _check_applies(settings, mixer, len(targets))
+        _check_applies(settings, mixer, guides, len(targets))
     if mixer.needs_gram and settings.batch < 2 * len(corpus.names):
         warn(_small_batch(settings.batch, len(corpus.names), mixer.name))
-    config = model_config(settings.model, corpus.tokenizer.padded_vocab_size, settings.seq_len)
+    if trained is None:
+        config = model_config(settings.model, corpus.tokenizer.padded_vocab_size, settings.seq_len)
+    else:
+        _fit_vocabulary(settings, config, trained, corpus.tokenizer)
     config.eos_token_id = corpus.tokenizer.end_of_document
     micro_batch, memory = plan_memory(settings, config, compute, ranks)
-    training = replace(settings, micro_batch=micro_batch, lr=settings.lr or published_lr(settings.model))
+    training = replace(settings, micro_batch=micro_batch, lr=settings.lr or default_lr(config, fresh=trained is None))
     # A sharded model is built on the host, because only its shard has to fit the device.
     sharded = ranks.many and settings.parallel == "fsdp"
     with memory_errors(settings):
         host = torch.device("cpu") if sharded else compute.device
-        model = build_model(config, settings.seed, host)
-        if settings.model not in PRESETS:
-            check_causal(model, settings.model, host)
+        model = _model(settings, config, trained, host)
+        if trained is not None or settings.model not in PRESETS:
+            check_causal(model, settings.model_name, host)
         if settings.activation_checkpointing:
             checkpoint_activations(model)
         probe, guide = None, None
         if mixer.needs_gram:
-            texts = _guide_texts(settings, corpus, targets) if mixer.guided else []
+            texts = guide_texts(settings, corpus, targets, guides, kept) if mixer.guided else []
             if texts:
                 sequences = settings.guide_sequences or settings.batch // GUIDE_SHARE
-                guide = Guide(texts, settings.guide_every, sequences, settings.seed)
+                guide = Guide(texts, settings.guide_every, sequences, settings.seed, len(guides.kept))
             probe = make_probe(model, len(corpus.names), settings, settings.seed, compute.device, len(texts))
             check_probe(probe, settings.batch, compute)
         reference = _reference(mixer.reference, config.vocab_size, compute) if mixer.reference else None
         reports = [target.report for target in targets]
 
         def build() -> nn.Module:  # on the host, where the weights are drawn in any case
-            return build_model(config, settings.seed, torch.device("cpu"))
+            return _model(settings, config, trained, torch.device("cpu"))
 
-        trainer = Trainer(model, corpus, mixer, training, compute, probe, ranks, reference, reports, guide, build)
+        trainer = Trainer(
+            model,
+            corpus,
+            mixer,
+            training,
+            compute,
+            probe,
+            ranks,
+            reference,
+            reports,
+            guide,
+            build,
+            fresh=trained is None,
+        )
     # One rank does this for all, because a reference model is large.
-    named = ranks.shared(lambda: input_digests(settings, mixer))
+    named = ranks.shared(lambda: input_digests(settings, mixer, trained))
     inputs = {f"domain {domain.name} of the corpus": domain.key for domain in corpus.domains}
     inputs |= {f"target {target.name}": target.key for target in targets}
     inputs |= {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
     return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn, targets, objective)
+
+
+# The model
+
+
+def _trained(settings: RunSettings, ranks: Ranks, warn: Callable[[str], None]) -> Path | None:
+    """Returns the folder of the weights to go on with, None for fresh ones.
+
+    Raises:
+        UsageError: there are no such weights, or an option does nothing beside them, or without them.
+    """
+    if settings.init_from is not None:
+        if "model" in settings.changed():
+            raise UsageError("--init-from brings its own configuration; leave --model out")
+        source = settings.init_from
+        return ranks.in_turn(lambda: trained_folder(source))
+    if settings.resize_embeddings:
+        raise UsageError("--resize-embeddings is for --init-from; leave it out")
+    if settings.model not in PRESETS and has_weights(Path(settings.model)):
+        warn(
+            f"the weights in {settings.model} are not used, only its configuration; to go on with them, give --init-from "
+            f"{settings.model} instead of --model"
+        )
+    return None
+
+
+def _model(settings: RunSettings, config: Any, trained: Path | None, device: torch.device) -> nn.Module:
+    if trained is None:
+        return build_model(config, settings.seed, device)
+    return continued_model(trained, config, settings.seed, device)
+
+
+def _with_own_tokenizer(settings: RunSettings, trained: Path | None) -> RunSettings:
+    """Returns the settings with the tokenizer of trained weights, unless the user gave one."""
+    if trained is None or settings.tokenizer is not None:
+        return settings
+    if not (trained / "tokenizer.json").is_file():
+        raise UsageError(f"--init-from {settings.init_from} has no tokenizer.json; give its tokenizer with --tokenizer")
+    return replace(settings, tokenizer=str(trained))
+
+
+def _fit_vocabulary(settings: RunSettings, config: Any, trained: Path, tokenizer: Tokenizer) -> None:
+    """Checks that trained weights know the tokens of the corpus, or lets `config` have rows for all of them.
+
+    Raises:
+        UsageError: they were trained with another tokenizer, or have too few rows, and the user did not ask for others.
+    """
+    source, fits = settings.init_from, tokenizer.vocab_size <= config.vocab_size
+    if not settings.resize_embeddings:
+        own = load_tokenizer(str(trained), tokenizer.end_text) if (trained / "tokenizer.json").is_file() else tokenizer
+        ids, own_ids = (each.backend.get_vocab(with_added_tokens=True) for each in (tokenizer, own))
+        if ids != own_ids:
+            raise UsageError(
+                f"tokenizer {tokenizer.name} is not that of --init-from {source}: its tokens have other numbers; leave --tokenizer "
+                "out, or give --resize-embeddings to train with it all the same"
+            )
+        if not fits:
+            raise UsageError(
+                f"--init-from {source} has {config.vocab_size:,} embeddings, and tokenizer {tokenizer.name} {tokenizer.vocab_size:,} "
+                "tokens; give its own tokenizer, or --resize-embeddings for fresh rows"
+            )
+    elif not fits:
+        config.vocab_size = tokenizer.padded_vocab_size
 
 
 # The mixture
@@ -228,11 +322,9 @@ def _warn_of_stretching(settings: RunSettings, schedule: Schedule, warn: Callabl
         )
 
 
-def _with_prior(
-    settings: RunSettings, corpus: Corpus, mixer: Mixer | type[Mixer], targets: list[Target]
-) -> RunSettings:
+def _with_prior(settings: RunSettings, corpus: Corpus, mixer: Mixer | type[Mixer], objective: Objective) -> RunSettings:
     """Returns the settings with `importance` for an agent whom targets guide, unless the user or the manifest gave a prior."""
-    guided = bool(targets) and settings.guide == "targets" and mixer.guided and "agent" in mixer.uses
+    guided = bool(objective.targets) and settings.guide == "targets" and mixer.guided and "agent" in mixer.uses
     if guided and settings.prior == "given" and not corpus.weights:
         return replace(settings, prior="importance")
     return settings
@@ -242,16 +334,21 @@ def _importance(
     corpus: Corpus, targets: list[Target], objective: Objective, ranks: Ranks
 ) -> Callable[[], Array] | None:
     """Returns what computes the weights that make the targets' guide text most likely, once. None without targets."""
-    if not targets:
+    texts = [target.guide for target in targets if target.name in objective.targets]
+    if not texts:
         return None
-    texts, shares_J = [target.guide for target in targets], objective.shares(len(targets))
+    shares_J = objective.shares(len(texts))
     return cache(
         lambda: ranks.shared(lambda: with_uniform(likeliest_mixture(corpus, texts, shares_J), IMPORTANCE_UNIFORM))
     )
 
 
 def _prior(
-    settings: RunSettings, corpus: Corpus, schedule: Schedule | None, importance: Callable[[], Array] | None
+    settings: RunSettings,
+    corpus: Corpus,
+    schedule: Schedule | None,
+    importance: Callable[[], Array] | None,
+    kept: Sequence[str] = (),
 ) -> Array:
     """Returns the weights to start from, on the simplex. [K]"""
     if schedule is not None:
@@ -267,6 +364,9 @@ def _prior(
         return natural_weights(corpus.upsampled_tokens_K)
     if settings.prior == "given" and corpus.weights:
         return natural_weights(np.array([corpus.weights[name] for name in corpus.names]))
+    kept_K = np.isin(corpus.names, kept)
+    if settings.prior == "given" and kept_K.any() and not kept_K.all():
+        return KEPT_SHARE * kept_K / kept_K.sum() + (1 - KEPT_SHARE) * ~kept_K / (~kept_K).sum()
     return uniform_weights(len(corpus.names))
 
 
@@ -295,37 +395,13 @@ def _make_mixer(
     return make_mixer(name, task)
 
 
-def _objective(settings: RunSettings, domains: list[str], targets: list[Target]) -> Objective:
-    """Returns what the run is for. Raises UsageError if a weight does not suit."""
-    given = settings.objective_weights
-    if given and (targets or settings.guide == "domains"):
-        raise UsageError("--objective-weight is for training losses of domains, which do not count here; leave it out")
-    if not targets:
-        weights = named_weights(given or {}, domains, "--objective-weight", "domain")
-        return Objective((), tuple(weights.get(name, 1.0) for name in domains) if given else ())
-    return Objective(tuple(t.name for t in targets), tuple(t.weight for t in targets), settings.target_balance)
-
-
-def _guide_texts(settings: RunSettings, corpus: Corpus, targets: list[Target]) -> list[HeldOutText]:
-    """Returns the text of each part of the objective that guides. Raises UsageError if there is not enough."""
-    if settings.guide == "targets":
-        return [target.guide for target in targets]
-    text = guide_of_domains(corpus, settings.seq_len)
-    if text is None:
-        raise UsageError(
-            f"--guide domains needs validation text of at least {LEAST_WINDOWS} sequences of every domain; give more, or a smaller "
-            "--seq-len"
-        )
-    return [text]
-
-
-def _check_applies(settings: RunSettings, mixer: Mixer, num_targets: int) -> None:
+def _check_applies(settings: RunSettings, mixer: Mixer, guides: Objective, num_targets: int) -> None:
     """Raises UsageError if the user changed a setting of the mixture or the targets that would do nothing."""
     used = {*mixer.uses, *(declared(AlignmentSettings) if mixer.needs_gram else ()), *(GUIDE if mixer.guided else ())}
     changed = settings.changed()
     for name in declared(TargetSettings):
-        of_targets = name.startswith("target_") or settings.guide == "targets"
-        if name in changed and name != "target" and of_targets and not num_targets:
+        there = bool(guides.targets) if name in GUIDE else num_targets > 0 or not name.startswith("target_")
+        if name in changed and not there:
             raise UsageError(
                 f"{declared(RunSettings)[name].option} is for targets; name one with --target, or leave it out"
             )
@@ -361,10 +437,12 @@ def _reference(folder: str, vocab_size: int, compute: Compute) -> nn.Module:
 # What must not change before the run is resumed
 
 
-def input_digests(settings: RunSettings, mixer: Mixer) -> dict[str, str]:
-    """Returns, by option, a digest of the content that it names: of the schedule, and of what else the mixer reads."""
+def input_digests(settings: RunSettings, mixer: Mixer, trained: Path | None = None) -> dict[str, str]:
+    """Returns, by option, a digest of the content that it names: of the schedule, of what else the mixer reads, and of the folder of
+    trained weights."""
     options = settings.mixer_options or {}
-    named = {"--schedule": settings.schedule} | {name: options.get(name) for name in mixer.files}
+    named = {"--schedule": settings.schedule, "--init-from": trained and str(trained)}
+    named |= {name: options.get(name) for name in mixer.files}
     return {name: _digest(source) for name, source in named.items() if source}
 
 

@@ -49,7 +49,7 @@ def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: R
     if found.total <= free:
         return micro_batch, found
     message = (
-        f"{settings.model} takes about {gib(found.total)} with --micro-batch {micro_batch}, and {gib(free)} are free on "
+        f"{settings.model_name} takes about {gib(found.total)} with --micro-batch {micro_batch}, and {gib(free)} are free on "
         f"{compute.label}; "
     )
     if micro_batch > 1 and estimate(1, settings.activation_checkpointing).total <= free:
@@ -99,6 +99,6 @@ def memory_errors(settings: TrainSettings) -> Iterator[None]:
     else:
         return
     raise ResourceError(
-        f"not enough memory for {settings.model} with {settings.seq_len} tokens per sequence; lower --micro-batch or "
+        f"not enough memory for {settings.model_name} with {settings.seq_len} tokens per sequence; lower --micro-batch or "
         "--seq-len, use --dtype bf16, or a smaller --model"
     )

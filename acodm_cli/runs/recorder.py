@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +29,12 @@ MIXER_COLUMNS = ("critic_loss", "actor_objective")
 
 class Recorder:
     """Collects the columns of a schedule, a row per step. domains: the names of the K domains, in order. objective: what the
-    run is for."""
+    run is for. targets: the names of the targets that are measured, in order."""
 
-    def __init__(self, domains: list[str], objective: Objective) -> None:
+    def __init__(self, domains: list[str], objective: Objective, targets: Sequence[str] = ()) -> None:
         self.domains = domains
         self.objective = objective
+        self.targets = targets
         self.rows: dict[str, list[Any]] = {name: [] for name in ("step", "tokens", *DOMAIN_COLUMNS, *STEP_COLUMNS)}
         self.metrics: dict[str, Per] = {}
         self.phases: list[dict[str, Any]] = []
@@ -76,9 +77,9 @@ class Recorder:
         found: dict[str, Any] = {
             "validation_standard_error": measured.errors_J[:number],
             "validation_bits_per_byte": measured.bits_J[:number],
-            "objective": self.objective.value(self.objective.counted(measured.losses_J, number)),
+            "objective": self.objective.value(self.objective.counted(measured.losses_J, number, self.targets)),
         }
-        for index, name in enumerate(self.objective.targets, number):
+        for index, name in enumerate(self.targets, number):
             found[f"target.{name}.loss"] = float(measured.losses_J[index])
             found[f"target.{name}.standard_error"] = float(measured.errors_J[index])
             found[f"target.{name}.bits_per_byte"] = float(measured.bits_J[index])

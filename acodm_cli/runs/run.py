@@ -131,12 +131,15 @@ class Run:
         self.inputs = inputs
         self.warn = warn
         self.objective = objective
-        self.recorder = Recorder(corpus.names, objective)
+        self.recorder = self._new_recorder()
         self.costs: list[float] = []
         self.best: tuple[Recorder, bytes | None] | None = None
         self.checkpoint_seconds = 0.0
         self._folder: RunFolder | None = None
         self._stop: StopRequest | None = None
+
+    def _new_recorder(self) -> Recorder:
+        return Recorder(self.corpus.names, self.objective, [target.name for target in self.targets])
 
     @property
     def mixer(self) -> Mixer:
@@ -199,7 +202,7 @@ class Run:
         if self.ranks.is_first:
             self.mixer.end_episode(self.costs[-1], self.settings.episodes - self.trainer.episode)
         self.trainer.restart()
-        self.recorder = Recorder(self.corpus.names, self.objective)
+        self.recorder = self._new_recorder()
 
     def _save_if_due(self, step: int) -> None:
         folder, stop, settings = self._folder, self._stop, self.settings
@@ -256,7 +259,7 @@ class Run:
         self.recorder.load_state_dict(state["recorder"])
         self.costs = state["costs"]
         if state["best"] is not None:
-            self.best = Recorder(self.corpus.names, self.objective), state["best"]["policy"]
+            self.best = self._new_recorder(), state["best"]["policy"]
             self.best[0].load_state_dict(state["best"]["recorder"])
 
     def _save(self, folder: RunFolder) -> None:
@@ -325,7 +328,7 @@ class Run:
         return ({"episodes": self._episodes_info()} if s.episodes > 1 else {}) | {
             "acodm_version": __version__,
             "command": s.command,
-            "model": s.model if "/" not in s.model else Path(s.model).name,
+            "model": Path(s.model_name).name if "/" in s.model_name else s.model_name,
             "parameters": self.parameters,
             "steps": s.steps,
             "seq_len": s.seq_len,
@@ -340,6 +343,10 @@ class Run:
             "validation_sequences": max(map(len, self.trainer.texts)),
             "objective_weights": dict(s.objective_weights or {}),
             "targets": {target.name: self._target_info(target) for target in self.targets},
+            "init_from": self._start_info() if s.init_from else None,
+            "keep": {"budget": self.objective.budget, "names": list(self.objective.kept)}
+            if self.objective.kept
+            else None,
             "tokenizer": {
                 "name": tokenizer.name,
                 "fingerprint": tokenizer.fingerprint,
@@ -360,6 +367,17 @@ class Run:
             "best": self._best_episode if self.costs else None,
             "costs": [cost if math.isfinite(cost) else None for cost in self.costs],
             "tokens": self.trainer.run_step * self.settings.tokens_per_step,
+        }
+
+    def _start_info(self) -> dict[str, Any]:
+        """Returns what the schedule file says about the trained weights that the run went on with, and their losses, in nats."""
+        measured, names = self.trainer.before, [text.name for text in self.trainer.texts]
+        number = len(self.corpus.names)
+        losses = [] if measured is None else measured.losses_J.tolist()
+        return {
+            "digest": self.inputs["what --init-from names"][:16],
+            "losses": dict(zip(names[:number], losses, strict=False)),
+            "target_losses": dict(zip(names[number:], losses[number:], strict=False)),
         }
 
     def is_guided(self, target: Target) -> bool:

@@ -107,7 +107,7 @@ class RunSettings(
         known = {field.name for field in fields(cls)}
         if odd := sorted(set(value) ^ known):
             raise ValueError(f"unknown or missing settings {', '.join(odd)}")
-        return cls(**value | {name: tuple(value[name]) for name in ("track", "target")})
+        return cls(**value | {name: tuple(value[name]) for name in ("track", "target", "keep")})
 
     def anchored(self, files: Iterable[str] = ()) -> RunSettings:
         """Returns the same settings with places on disk as absolute paths, so that they hold in every folder.
@@ -118,7 +118,12 @@ class RunSettings(
             for name in ("save_model", "cache_dir", "evaluate_tasks")
             if (text := getattr(self, name))
         }
-        for name in ("data", "tokenizer", "schedule"):  # or they are names of the hub, or of reference schedules
+        for name in (
+            "data",
+            "tokenizer",
+            "schedule",
+            "init_from",
+        ):  # or they are names of the hub, or of reference schedules
             changed[name] = _absolute_if_there(getattr(self, name))
         changed["target"] = tuple(map(_anchored_target, self.target))
         if "/" in self.model:  # a preset comes before a folder of the same name

@@ -54,7 +54,9 @@ class RunInfo:
     batch: global batch in sequences. seq_len: predicted tokens per sequence. seeds: one of a run, several of a mean
     over runs. prior: weight by domain. tokens, sequences: the size of the corpus, by domain. composed: what was done to
     the schedule since, in order. warm_up: the last step in which weights were drawn around the prior, before learning
-    began; 0 if there was none. episodes: None if there is but one, or none is finished. evaluation: what was measured of the trained model. title, paper, source, caveat: what
+    began; 0 if there was none. trained: whether the run went on with trained weights. losses_before: the held-out losses of domains and
+    targets before it did, in nats. kept: the names of those that must not be forgotten. keep_budget: how far their losses may rise, as
+    a share. episodes: None if there is but one, or none is finished. evaluation: what was measured of the trained model. title, paper, source, caveat: what
     published mixtures say of themselves.
     """
 
@@ -76,6 +78,10 @@ class RunInfo:
     sequences: dict[str, float]
     composed: tuple[str, ...]
     warm_up: int
+    trained: bool
+    losses_before: dict[str, float]
+    kept: tuple[str, ...]
+    keep_budget: float | None
     episodes: Episodes | None
     evaluation: Evaluation | None
     title: str
@@ -88,6 +94,8 @@ class RunInfo:
         """Returns what the JSON object of the metadata says."""
         mixer, tokenizer, corpus = (_mapping(info.get(name)) for name in ("mixer", "tokenizer", "corpus"))
         composed, seeds = info.get("composed"), info.get("seeds")
+        started, keep = _mapping(info.get("init_from")), _mapping(info.get("keep"))
+        kept = keep.get("names")
         return cls(
             acodm_version=_text(info.get("acodm_version")),
             command=_text(info.get("command")),
@@ -107,6 +115,10 @@ class RunInfo:
             sequences=_numbers(corpus.get("sequences")),
             composed=tuple(filter(None, map(_text, composed))) if isinstance(composed, list) else (),
             warm_up=_warm_up(info.get("phase")),
+            trained=bool(started),
+            losses_before=_numbers(started.get("losses")) | _numbers(started.get("target_losses")),
+            kept=tuple(filter(None, map(_text, kept))) if isinstance(kept, list) else (),
+            keep_budget=_number(keep.get("budget")),
             episodes=_episodes(_mapping(info.get("episodes"))),
             evaluation=_evaluation(_mapping(info.get("evaluation"))),
             title=_text(info.get("title")),

@@ -12,6 +12,7 @@ import torch
 from acodm_cli.mixing.acodm.agents import make_agent
 from acodm_cli.mixing.acodm.balance import Balance
 from acodm_cli.mixing.acodm.fixed_step import FixedStep, GuidedReward
+from acodm_cli.mixing.acodm.keeping import Keeping
 from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy, load_policy
 from acodm_cli.mixing.acodm.reward import AlignmentReward, domain_costs, relative, standardise
 from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
@@ -38,6 +39,7 @@ class AcOdmLearner(Mixer):
     name = "ac-odm"
     needs_gram = True
     guided = True
+    keeps = True
     Settings = AgentSettings
     uses = ("prior", "agent", "objective_weights", "episodes")
 
@@ -74,9 +76,11 @@ class AcOdmLearner(Mixer):
             self.reward = FixedStep(num_domains, settings.ema, settings.crowding)
         self.losses = MovingAverage((num_domains,), settings.ema)
         if targets := len(self.objective.targets):
+            parts = targets + len(self.objective.kept)
             self.balance = Balance(self.objective)
-            self.guided_reward = GuidedReward(num_domains, targets, settings.guide_ema, settings.ema, settings.crowding)
+            self.guided_reward = GuidedReward(num_domains, parts, settings.guide_ema, settings.ema, settings.crowding)
             self.guide_losses = MovingAverage((targets,), settings.guide_ema)
+            self.keeping = Keeping(len(self.objective.kept), self.objective.budget)
 
     @classmethod
     def default_settings(cls, preset: str) -> AgentSettings:
@@ -163,24 +167,32 @@ class AcOdmLearner(Mixer):
         return np.maximum(feedback.weights_K, self.least_weights_K)
 
     def _guided_reward(self, feedback: Feedback) -> tuple[Array, float]:
-        """Returns (r̂, what one more share of each domain does for the targets [K]; the mean size of gains)."""
+        """Returns (r̂, what one more share of each domain does for the targets and for what is kept [K]; the mean size of gains)."""
         assert feedback.gram_KK is not None
         assert feedback.self_K is not None
         self.guided_reward.update(feedback.gram_KK, feedback.self_K, feedback.guide_KJ, feedback.samples_K)
         if feedback.guide_KJ is not None:
             assert feedback.guide_losses_J is not None
-            self.guide_losses.update(feedback.guide_losses_J)
+            targets = len(self.objective.targets)
+            self.guide_losses.update(feedback.guide_losses_J[:targets])
             self.balance.update(np.where(self.guide_losses.seen, self.guide_losses.value, np.nan))
-        return self.guided_reward.value(self.balance.weights_J, feedback.weights_K, feedback.samples_K.sum())
+            if self.objective.kept:
+                assert feedback.guide_before_J is not None
+                self.keeping.update(feedback.guide_losses_J[targets:], feedback.guide_before_J[targets:])
+        costs_J = np.concatenate([self.balance.weights_J, self.keeping.prices_J])
+        return self.guided_reward.value(costs_J, feedback.weights_K, feedback.samples_K.sum())
 
     def _of_targets(self) -> dict[str, float]:
-        """Returns what to record of the targets: their weights, and the smoothed losses of their guide text."""
+        """Returns what to record of the targets: their weights, and the smoothed losses of their guide text; and of what is kept: the
+        price, and the smoothed rise of the loss of its guide text, as a share."""
         if not self.objective.targets:
             return {}
         found = {}
         for index, name in enumerate(self.objective.targets):
             found[f"target.{name}.weight"] = float(self.balance.weights_J[index])
             found[f"target.{name}.guide_loss"] = float(self.guide_losses.value[index])
+        for name, price, rise in zip(self.objective.kept, self.keeping.prices_J, self.keeping.rises.value, strict=True):
+            found |= {f"keep.{name}.price": float(price), f"keep.{name}.rise": float(rise)}
         return found
 
     def cost(self, objective: Objective, losses_J: Array) -> float:
@@ -210,7 +222,7 @@ class AcOdmLearner(Mixer):
 
     @property
     def _guide_parts(self) -> tuple[str, ...]:
-        return ("balance", "guided_reward", "guide_losses") if self.objective.targets else ()
+        return ("balance", "guided_reward", "guide_losses", "keeping") if self.objective.targets else ()
 
     def state_dict(self) -> dict[str, Any]:
         return {

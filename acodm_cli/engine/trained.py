@@ -1,0 +1,126 @@
+"""Trained weights: of the model that a run starts from (--init-from), or compares with.
+
+    FOLDER or hub name --trained_folder--> folder --trained_config--> configuration --load_model--> model in fp32
+
+Only safetensors and JSON are read, and none of a stranger's code is run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from acodm_cli.engine.models import CONTEXT, PRESETS, read_config
+from acodm_cli.errors import AcodmError, UsageError
+from acodm_cli.writing import in_short
+
+# What is taken from the hub.
+_OF_THE_HUB = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.safetensors*")
+# Forms of weights that are programs, by their endings.
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights as safetensors, in one file or in several with an index."""
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def trained_folder(source: str) -> Path:
+    """Returns the folder of a trained model. source: a folder, or a name on the hub, from which it is taken once.
+
+    Raises:
+        UsageError: there is no such model, or it has no configuration or no safetensors.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(source)
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"--init-from {source} has no config.json; give the folder that save_pretrained wrote")
+    if has_weights(folder):
+        return folder
+    if any(path.suffix in _PICKLED for path in folder.iterdir()):
+        raise UsageError(
+            f"--init-from {source} has pickled weights only, which can run code when they are read; where you trust them, "
+            "load the model with transformers and write it with save_pretrained, and give that folder"
+        )
+    raise UsageError(f"--init-from {source} has no weights (model.safetensors); give a folder that has, or use --model")
+
+
+def _from_hub(source: str) -> Path:
+    import huggingface_hub
+
+    if source in PRESETS:
+        hub = f"; did you mean EleutherAI/{source}?" if source.startswith("pythia") else ""
+        raise UsageError(f"--init-from {source} is a preset of --model, which has no weights{hub}")
+    if "/" not in source or source.startswith((".", "/", "~")) or Path(source).exists():
+        raise UsageError(f"--init-from {source} is no folder; give one with config.json and safetensors, or a hub name")
+    try:
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=list(_OF_THE_HUB)))
+    except Exception as error:  # the hub's errors have no common base class
+        raise UsageError(f"cannot get --init-from {source} from the hub: {in_short(error)}") from None
+
+
+def trained_config(folder: Path, seq_len: int) -> Any:
+    """Returns the transformers configuration of a trained model, as it was trained.
+
+    Raises:
+        UsageError: it cannot be used, or the model does not take sequences of seq_len tokens.
+    """
+    config = read_config(str(folder))
+    longest = getattr(config, "max_position_embeddings", None) or CONTEXT
+    if longest < seq_len:
+        raise UsageError(f"--seq-len {seq_len} is longer than what {folder.name} was made for; give at most {longest}")
+    config.use_cache = False
+    return config
+
+
+def load_model(folder: str, device: torch.device) -> nn.Module:
+    """Loads a trained model from a folder, in fp32.
+
+    Raises:
+        UsageError: the folder has no model, or it cannot be read.
+    """
+    import transformers
+
+    try:
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        model, found = loaded
+        # transformers draws what is missing at random, and warns only.
+        if missing := sorted(map(str, found["missing_keys"])):
+            raise UsageError(
+                f"the weights of {folder} lack {missing[0]} ({len(missing)} in all); they are of another model"
+            )
+    except AcodmError:
+        raise
+    except Exception as error:  # a stranger's file may make its parsers and checks raise anything
+        raise UsageError(f"cannot load the model of {folder}: {in_short(error)}") from None
+    trained: nn.Module = model
+    return trained.to(device)
+
+
+def continued_model(folder: Path, config: Any, seed: int, device: torch.device) -> nn.Module:
+    """Returns a trained model to go on with, in fp32 and in training mode. config: its configuration, whose vocabulary may be
+    larger than that of the weights; then the seed decides the new rows.
+
+    Raises:
+        UsageError: the weights cannot be read, or do not fit the configuration.
+    """
+    model: Any = load_model(str(folder), torch.device("cpu"))
+    if model.config.vocab_size != config.vocab_size:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.resize_token_embeddings(config.vocab_size, mean_resizing=False)
+    model.config.use_cache = False
+    model.config.eos_token_id = config.eos_token_id
+    continued: nn.Module = model
+    return continued.train().to(device)
