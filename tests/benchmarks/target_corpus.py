@@ -4,8 +4,9 @@
 
 --data is a folder with a sub-folder per domain (train.jsonl.gz, validation.jsonl.gz). --eval holds HumanEval.jsonl.gz, of which the even
 tasks guide and the odd ones are reported on, and mmlu.tar.gz, of which dev guides and test is reported on (question and gold
-answer). Written are humaneval.toml, mmlu.toml and both.toml, and tokenizer.json, a byte-level BPE of 4096 tokens trained on as much
-text of every domain.
+answer). Written are humaneval.toml, mmlu.toml, both.toml (two targets), scarce.toml (HumanEval, with so little github that 300 steps of
+16 x 128 tokens with 90% of it repeat it about twelve times), and tokenizer.json, a byte-level BPE of 4096 tokens trained on as much text
+of every domain.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from acodm_cli.corpus.sources import FileSource, plan_corpus
 from tests.benchmarks.sample_efficiency import head
 
 CHARACTERS = 400_000
+SCARCE, SCARCE_CHARACTERS = "github", 160_000
 
 
 def humaneval(path: Path) -> tuple[list[str], list[str]]:
@@ -75,13 +77,17 @@ def main() -> None:
         for part, of_part in zip(("guide", "report"), texts, strict=True):
             write_texts(of_part, options.out / f"{name}.{part}.jsonl")
         tables[name] = f'[targets.{name}]\nvalidation = "{name}.guide.jsonl"\ntest = "{name}.report.jsonl"\n'
-    domains = "".join(
-        f'[domains.{folder.name}]\nfiles = ["{folder.resolve()}/train.jsonl.gz"]\nvalidation = "{folder.resolve()}/validation.jsonl.gz"\n'
-        for folder in sorted(options.data.iterdir())
-        if folder.is_dir()
-    )
-    for name, chosen in {**{name: [name] for name in targets}, "both": list(targets)}.items():
+    folders = [folder.resolve() for folder in sorted(options.data.iterdir()) if folder.is_dir()]
+    train = {folder.name: f"{folder}/train.jsonl.gz" for folder in folders}
+    for name, chosen in {**{name: [name] for name in targets}, "both": list(targets), "scarce": ["humaneval"]}.items():
+        domains = ""
+        for folder in folders:
+            scarce = name == "scarce" and folder.name == SCARCE
+            files = "scarce.jsonl" if scarce else train[folder.name]
+            domains += f'[domains.{folder.name}]\nfiles = ["{files}"]\nvalidation = "{folder}/validation.jsonl.gz"\n'
         (options.out / f"{name}.toml").write_text(domains + "".join(tables[target] for target in chosen))
+    few = head(FileSource(SCARCE, (Path(train[SCARCE]),), (), PLAIN), SCARCE_CHARACTERS)
+    write_texts(few, options.out / "scarce.jsonl")
     train_on(options.data, options.out / "tokenizer.json")
 
 

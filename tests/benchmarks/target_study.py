@@ -5,8 +5,8 @@
 
 Each run is one `acodm` command, and those that are done, or in the results, are not repeated. A mixer is NAME or
 NAME:OPTION=VALUE,…; NAME@N has N episodes, whose cost is counted, and NAME+importance starts from the importance mixture. `swarm@N`
-tries N mixtures in runs of a third of the steps, and then trains with the best. `hand` is what someone would write down; `oracle` is no
-run, but the best static mixture of all that were run, by its mean over seeds. With --transfer-from MODEL, `policy` and `replay` drive
+tries N mixtures in runs of a third of the steps, and then trains with the best. `hand` is what someone would write down, and hand50 the
+same with 50% for it; `oracle` is no run, but the best static mixture of all that were run, by its mean over seeds. With --transfer-from MODEL, `policy` and `replay` drive
 the model by what `ac-odm` learned on that one. Afterwards results/target_NAME.{parquet,json,png} are written: bits per byte on the
 report half of the target by step, the table, the curves.
 """
@@ -42,6 +42,13 @@ HAND = {
         "stackexchange": 0.1,
     },
 }
+HAND["scarce"] = HAND["humaneval"]
+HAND["both"] = {
+    name: sum(HAND[target].get(name, 0.0) for target in ("humaneval", "mmlu")) / 2
+    for name in {**HAND["humaneval"], **HAND["mmlu"]}
+}
+# What is measured on, where that is not what the manifest is called.
+MEASURED = {"scarce": ("humaneval",), "both": ("humaneval", "mmlu")}
 STATIC = ("natural", "uniform", "importance", "hand", "fixed", "swarm")
 GUIDED = ("ac-odm", "dga")
 TRANSFERS = ("policy", "replay")
@@ -128,8 +135,10 @@ class Study:
         label, _, text = label.partition(":")
         name, _, prior = label.partition("+")
         given = text.split(",") if text else []
-        if name == "hand":
+        if name.startswith("hand"):
             known = HAND[o.target]
+            total = float(name[4:]) / 100 if name[4:] else sum(known.values())
+            known = {each: weight / sum(known.values()) * total for each, weight in known.items()}
             lines = (o.corpus / "both.toml").read_text().splitlines()
             names = [line[9:-1] for line in lines if line[:9] == "[domains."]
             rest = (1 - sum(known.values())) / (len(names) - len(known))
@@ -149,18 +158,19 @@ class Study:
 _LOCKS: dict[Path, Lock] = {}
 
 
-def curve(schedule: Schedule, target: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps_R, bits per byte_R) of the steps with a validation."""
-    bits_S = schedule.per_step[f"target.{target}.bits_per_byte"]
-    rows = np.isfinite(bits_S)
-    return schedule.step_S[rows], bits_S[rows].astype(np.float64)
+def curve(schedule: Schedule, target: str, what: str = "bits_per_byte") -> tuple[np.ndarray, np.ndarray]:
+    """(steps_R, bits per byte_R) of the steps with a validation; of several targets, the mean."""
+    names = MEASURED.get(target, (target,))
+    values_S = np.mean([schedule.per_step[f"target.{name}.{what}"].astype(np.float64) for name in names], axis=0)
+    rows = np.isfinite(values_S)
+    return schedule.step_S[rows], values_S[rows]
 
 
 def rows_of(study: Study, mixer: str, seed: int) -> pd.DataFrame:
     """What the table needs of a run: a row per validation."""
     schedule = Schedule.read(study.path(mixer, seed))
     steps_R, bits_R = curve(schedule, study.options.target)
-    loss_S = schedule.per_step[f"target.{study.options.target}.loss"]
+    _, loss_R = curve(schedule, study.options.target, "loss")
     mean_K = schedule.weights_SK.mean(axis=0)
     largest = ", ".join(f"{schedule.domains[k]} {mean_K[k]:.2f}" for k in np.argsort(-mean_K)[:3])
     fields = {
@@ -168,7 +178,7 @@ def rows_of(study: Study, mixer: str, seed: int) -> pd.DataFrame:
         "commit": COMMIT, "settings": json.dumps(schedule.info["mixer"]),
         **calmness(schedule),
     }  # fmt: skip
-    return pd.DataFrame({"step": steps_R, "bits_per_byte": bits_R, "loss": loss_S[np.isfinite(loss_S)], **fields})
+    return pd.DataFrame({"step": steps_R, "bits_per_byte": bits_R, "loss": loss_R, **fields})
 
 
 def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -206,7 +216,7 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
             )  # fmt: skip
         rows.append(row)
     rows.sort(key=lambda row: float(row["bits_per_byte"]))
-    static = [row for row in rows if row["mixer"].partition(":")[0].partition("@")[0] in STATIC]
+    static = [row for row in rows if row["mixer"].partition(":")[0].partition("@")[0].rstrip("0123456789") in STATIC]
     full = [row for row in static if row["seeds"] == max(other["seeds"] for other in static)]
     if full:
         rows.append({**full[0], "mixer": f"oracle ({full[0]['mixer']})"})

@@ -21,6 +21,7 @@ from acodm_cli.engine.evaluate import sequence_losses
 from acodm_cli.engine.loss import IGNORED
 from acodm_cli.engine.models import PRESETS, default_lr, model_config
 from acodm_cli.errors import UsageError
+from acodm_cli.mixing.mixer import Array, Observation
 from acodm_cli.runs.run import Run
 from tests.command_line import acodm
 from tests.commands.test_bad_input import refuses
@@ -89,9 +90,14 @@ def test_the_first_losses_are_those_of_the_other_program(
 
 def test_the_agent_sees_what_the_model_knows(saved: Path, corpus: Corpus) -> None:
     run = build_run(replace(CONTINUED, init_from=str(saved)), corpus=corpus, warn=lambda _: None)
-    seen = []
+    seen: list[Observation] = []
     weights = run.mixer.weights
-    run.mixer.weights = lambda observation: (seen.append(observation), weights(observation))[1]  # type: ignore[assignment]
+
+    def noting(observation: Observation) -> Array:
+        seen.append(observation)
+        return weights(observation)
+
+    run.mixer.weights = noting  # type: ignore[method-assign]
     for _ in run.steps():
         pass
     assert run.trainer.before is not None
