@@ -151,7 +151,7 @@ def validation_windows(corpus: Corpus, seq_len: int, part: Part = "report") -> l
     return [Windows(domain.validation, seq_len, end, part) for domain in corpus.domains]
 
 
-def guide_of_domain(corpus: Corpus, name: str, seq_len: int, most: int) -> HeldOutText | None:
+def guide_of_domain(corpus: Corpus, name: str, seq_len: int, most: int = _MOST_GUIDES) -> HeldOutText | None:
     """Returns so many sequences at most of the guide part of a domain. None if it has none."""
     index = corpus.names.index(name)
     windows = validation_windows(corpus, seq_len, "guide")[index]

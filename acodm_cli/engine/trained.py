@@ -18,7 +18,10 @@ from acodm_cli.errors import AcodmError, UsageError
 from acodm_cli.writing import in_short
 
 # What is taken from the hub.
-_OF_THE_HUB = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.safetensors*")
+_OF_THE_HUB = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+)
 # Forms of weights that are programs, by their endings.
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 

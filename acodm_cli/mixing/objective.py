@@ -23,13 +23,15 @@ Array = NDArray[np.float64]
 class Objective:
     """The objective of a run. targets: the names of its J targets, none for the mean over domains. weights_J: c, not
     normalised, of the targets, or else of the domains; empty if all count alike. balance: `sum` for these weights as they are;
-    `robust` lets them turn. kept: the names of what must not be forgotten. budget: b."""
+    `robust` lets them turn. kept: the names of what must not be forgotten. budget: b. learned: the number of domains or targets that
+    J is the mean of; 0 where nothing is kept."""
 
     targets: tuple[str, ...] = ()
     weights_J: tuple[float, ...] = ()
     balance: Literal["sum", "robust"] = "sum"
     kept: tuple[str, ...] = ()
     budget: float = 0.0
+    learned: int = 0
 
     def value(self, losses_J: Array) -> float:
         """Returns J, with weights that sum to 1, in nats. losses_J: those of the targets, or of all domains."""

@@ -139,7 +139,7 @@ def build_run(
         settings = _with_prior(settings, corpus, mixer or mixer_class(_mixer_name(settings)), objective)
     importance = _importance(corpus, targets, objective, ranks)
     prior_K = _prior(settings, corpus, schedule, importance, kept)
-    guides = guides_of(settings, objective, mixer or mixer_class(_mixer_name(settings)))
+    guides = guides_of(settings, corpus.names, objective, mixer or mixer_class(_mixer_name(settings)))
     if mixer is None:
         mixer = _make_mixer(settings, corpus, prior_K, schedule, guides, importance)
         _check_applies(settings, mixer, guides, len(targets))

@@ -18,6 +18,8 @@ from acodm_cli.runs.settings import RunSettings
 
 # So many sequences at most of each part that is kept are compared with what their losses were before training.
 KEPT_SEQUENCES = 32
+# What the guide part of a domain that is to be learned beside kept ones is called.
+HELD_OUT = "held-out "
 
 
 def kept_names(
@@ -64,7 +66,8 @@ def objective_of(
     given = settings.objective_weights
     if given and (learned or settings.guide == "domains" or kept):
         raise UsageError("--objective-weight is for training losses of domains, which do not count here; leave it out")
-    keeps = {"kept": tuple(kept), "budget": settings.keep_budget} if kept else {}
+    number = len(learned) or len(set(domains) - set(kept))
+    keeps = {"kept": tuple(kept), "budget": settings.keep_budget, "learned": number} if kept else {}
     if learned:
         names, weights = zip(*((target.name, target.weight) for target in learned), strict=True)
         return Objective(names, weights, settings.target_balance, **keeps)  # type: ignore[arg-type]
@@ -76,12 +79,18 @@ def objective_of(
     return Objective(**keeps)  # type: ignore[arg-type]
 
 
-def guides_of(settings: RunSettings, objective: Objective, mixer: Mixer | type[Mixer]) -> Objective:
-    """Returns what guides the mixer: parts of held-out text, or nothing where training losses do."""
+def guides_of(
+    settings: RunSettings, domains: Sequence[str], objective: Objective, mixer: Mixer | type[Mixer]
+) -> Objective:
+    """Returns what guides the mixer: parts of held-out text, or nothing where training losses do. Where some domains are kept, each
+    of the others is a part, so that every look has some text of it."""
     if not mixer.keeps:
-        objective = replace(objective, kept=(), budget=0.0)
-    if settings.guide == "domains" or (objective.kept and not objective.targets):
+        objective = replace(objective, kept=())
+    if settings.guide == "domains":
         return replace(objective, targets=(GUIDE_OF_DOMAINS,), weights_J=(1.0,), balance="sum")
+    if objective.kept and not objective.targets:
+        learned = tuple(HELD_OUT + name for name in domains if name not in objective.kept)
+        return replace(objective, targets=learned, weights_J=(1.0,) * len(learned))
     return objective
 
 
@@ -94,27 +103,23 @@ def guide_texts(
         UsageError: there is not enough of it.
     """
     of_targets = {target.name: target.guide for target in targets}
-    texts = [
-        of_targets[name] if name in of_targets else _of_domains(settings, corpus, set(corpus.names) - set(kept))
-        for name in guides.targets
-    ]
+    texts: list[HeldOutText | None] = []
+    for name in guides.targets:
+        if name == GUIDE_OF_DOMAINS:
+            texts.append(guide_of_domains(corpus, settings.seq_len, set(corpus.names) - set(kept)))
+        elif name in of_targets:
+            texts.append(of_targets[name])
+        else:
+            texts.append(guide_of_domain(corpus, name.removeprefix(HELD_OUT), settings.seq_len))
     for name in guides.kept:
         if name in of_targets:
             texts.append(of_targets[name].part(KEPT_SEQUENCES, corpus.tokenizer.token_bytes_V))
         else:
-            texts.append(_enough(guide_of_domain(corpus, name, settings.seq_len, KEPT_SEQUENCES), f"--keep {name}"))
-    return texts
-
-
-def _of_domains(settings: RunSettings, corpus: Corpus, names: set[str]) -> HeldOutText:
-    why = "--guide domains" if settings.guide == "domains" else "--keep without a target"
-    return _enough(guide_of_domains(corpus, settings.seq_len, names), why)
-
-
-def _enough(text: HeldOutText | None, why: str) -> HeldOutText:
-    if text is None:
+            texts.append(guide_of_domain(corpus, name, settings.seq_len, KEPT_SEQUENCES))
+    enough = [text for text in texts if text is not None]
+    if len(enough) < len(texts):
         raise UsageError(
-            f"{why} needs validation text of at least {LEAST_WINDOWS} sequences of every domain that counts; give more, or a "
-            "smaller --seq-len"
+            f"{'--guide domains' if settings.guide == 'domains' else '--keep'} needs validation text of at least {LEAST_WINDOWS} "
+            "sequences of every domain that counts; give more, or a smaller --seq-len"
         )
-    return text
+    return enough

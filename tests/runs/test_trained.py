@@ -249,7 +249,10 @@ def test_what_is_kept_is_priced_and_reported(saved: Path, corpus: Corpus, tmp_pa
     assert run.objective.targets == ()
     assert run.objective.weights_J == (1.0, 0.0, 1.0, 1.0), "the mean over the domains that are not kept"
     assert run.trainer.guide is not None
-    assert [text.name for text in run.trainer.guide.texts] == ["held-out domains", "code", "sums"]
+    assert [text.name for text in run.trainer.guide.texts] == [
+        *("arithmetic", "prose", "tables"),
+        *("code", "sums"),
+    ]
     assert run.prior_K.tolist() == pytest.approx([0.7 / 3, 0.3, 0.7 / 3, 0.7 / 3])
     schedule = run.schedule()
     assert schedule.run.kept == ("code", "sums")

@@ -80,7 +80,7 @@ class AcOdmLearner(Mixer):
             self.balance = Balance(self.objective)
             self.guided_reward = GuidedReward(num_domains, parts, settings.guide_ema, settings.ema, settings.crowding)
             self.guide_losses = MovingAverage((targets,), settings.guide_ema)
-            self.keeping = Keeping(len(self.objective.kept), self.objective.budget)
+            self.keeping = Keeping(len(self.objective.kept), self.objective.budget, self.objective.learned)
 
     @classmethod
     def default_settings(cls, preset: str) -> AgentSettings:
@@ -178,7 +178,11 @@ class AcOdmLearner(Mixer):
             self.balance.update(np.where(self.guide_losses.seen, self.guide_losses.value, np.nan))
             if self.objective.kept:
                 assert feedback.guide_before_J is not None
-                self.keeping.update(feedback.guide_losses_J[targets:], feedback.guide_before_J[targets:])
+                self.keeping.update(
+                    feedback.guide_losses_J[targets:],
+                    feedback.guide_before_J[targets:],
+                    feedback.observation.learning_rate,
+                )
         costs_J = np.concatenate([self.balance.weights_J, self.keeping.prices_J])
         return self.guided_reward.value(costs_J, feedback.weights_K, feedback.samples_K.sum())
 

@@ -7,26 +7,25 @@ from acodm_cli.mixing.acodm.keeping import Keeping
 
 
 def test_prices_by_hand() -> None:
-    """Part 0 has risen by 4% with a budget of 2%: e = 2 - ½ = 1.5, I = 0.3, λ = 1.8. Part 1 is as it was: e = -½, λ = 0."""
-    keeping = Keeping(2, 0.02)
+    """Two domains are learned. With a budget of 2%, 4% are allowed at the peak of the learning rate. Part 0 has risen by 8%: e = 1,
+    I = 0.2, λ = 1.2 / 2. Part 1 is as it was: λ = 0."""
+    keeping = Keeping(2, 0.02, learned=2)
     assert keeping.prices_J.tolist() == [0, 0]
-    keeping.update(np.array([4.16, 3.0]), np.array([4.0, 3.0]))
-    assert keeping.prices_J.tolist() == pytest.approx([1.8, 0.0])
-    # A look without part 0 leaves it; part 1 rises to the average 0.2 · 4% = 0.8%: e = 0.4 - ½.
-    keeping.update(np.array([np.nan, 3.12]), np.array([np.nan, 3.0]))
-    assert keeping.prices_J.tolist() == pytest.approx([1.8, 0.0])
-    # Then 0.8 · 0.8% + 0.2 · 4% = 1.44%: e = 0.22, I = 0.044, λ = 0.264.
-    keeping.update(np.array([np.nan, 3.12]), np.array([np.nan, 3.0]))
-    assert keeping.prices_J.tolist() == pytest.approx([1.8, 0.264])
+    keeping.update(np.array([4.32, 3.0]), np.array([4.0, 3.0]), 1e-3)
+    assert keeping.prices_J.tolist() == pytest.approx([0.6, 0.0])
+    # At half of it, 3% are allowed, of which part 0 was at 8%: e = 5/3, λ = (0.2 + 5/3) / 2. Part 1 rises to the average
+    # 0.2 · 24% = 4.8%: e = 0.6, I = 0.12, λ = 0.72 / 2.
+    keeping.update(np.array([np.nan, 3.72]), np.array([np.nan, 3.0]), 5e-4)
+    assert keeping.prices_J.tolist() == pytest.approx([(0.2 + 5 / 3) / 2, 0.36])
 
 
 def test_a_price_falls_when_the_loss_is_back_and_is_bounded() -> None:
-    keeping = Keeping(1, 0.01)
+    keeping = Keeping(1, 0.01, learned=1)
     for _ in range(100):
-        keeping.update(np.array([5.0]), np.array([4.0]))
+        keeping.update(np.array([5.0]), np.array([4.0]), 1e-3)
     assert keeping.prices_J.tolist() == [10.0]
-    again = Keeping(1, 0.01)
+    again = Keeping(1, 0.01, learned=1)
     again.load_state_dict(keeping.state_dict())
     for _ in range(200):
-        again.update(np.array([4.0]), np.array([4.0]))
+        again.update(np.array([4.0]), np.array([4.0]), 1e-3)
     assert again.prices_J.tolist() == [0.0]
