@@ -113,7 +113,7 @@ def _pairs(each: Declared, texts: list[str]) -> dict[str, str] | None:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"{each.option} {text} is not NAME=VALUE")
-        if name.strip() in pairs and each.name == "map":  # names may hold `=`; `Corpus.in_order_of` finds where to cut
+        if name.strip() in pairs and each.name == "map":  # names may hold `=`; `read_map` finds where to cut
             name, value = text, ""
         if name.strip() in pairs:
             raise UsageError(f"{each.option} {name.strip()} is given twice; give it once")

@@ -12,7 +12,14 @@ from acodm_cli.corpus.cache import cache_folder, cached_bytes
 from acodm_cli.corpus.preflight import domain_uses
 from acodm_cli.corpus.targets import Target
 from acodm_cli.display.progress import PartsDisplay, TrainingDisplay, make_console, say_at_once
-from acodm_cli.display.summary import print_corpus, print_efficiency, print_preflight, print_summary, print_title
+from acodm_cli.display.summary import (
+    print_corpus,
+    print_efficiency,
+    print_map,
+    print_preflight,
+    print_summary,
+    print_title,
+)
 from acodm_cli.engine.distributed import joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds
 from acodm_cli.limits import cores_of_this_job
@@ -197,6 +204,8 @@ def _show_preflight(run: Run, disk: str, console: Console) -> None:
     if s.prior == "importance":
         _say(console, "prior: importance, the mixture whose bigrams are most like the targets' guide text", "dim")
     if run.ranks.is_first:
+        if run.domain_map is not None:
+            print_map(console, run.domain_map)
         print_corpus(console, run.corpus)
         for target, text in zip(run.targets, run.trainer.texts[len(run.corpus.names) :], strict=True):
             _say(console, _of_target(target, len(text), run.is_guided(target)), "dim")

@@ -20,7 +20,7 @@ from acodm_cli.corpus.sources import CorpusPlan, TargetPlan, plan_corpus
 from acodm_cli.corpus.store_writer import OnProgress
 from acodm_cli.corpus.token_store import DomainStore, open_source
 from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
-from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.errors import UsageError
 from acodm_cli.writing import few
 
 
@@ -80,47 +80,11 @@ class Corpus:
                         f"{seq_len} + 1; give it more text, lower --seq-len, or remove the domain"
                     )
 
-    def in_order_of(self, names: list[str], mapping: dict[str, str] | None = None) -> Corpus:
-        """Returns the same corpus with its domains in the order of a schedule.
-
-        names: the domains of the schedule. mapping: from a domain's name in the schedule to its name in the corpus.
-
-        Raises:
-            ScheduleError: the domains of the schedule are not those of the corpus.
-            UsageError: the mapping names a domain that does not exist, or sends two domains to the same one.
-        """
-        pairs = [self._cut(old, new, names) for old, new in (mapping or {}).items()]
-        mapping = dict(pairs)
-        if len(mapping) < len(pairs):
-            raise UsageError("--map names a domain of the schedule twice; map each once")
-        wanted = [mapping.get(name, name) for name in names]
-        if len(set(wanted)) < len(wanted):
-            raise UsageError("--map sends two domains of the schedule to one of the corpus; map each to its own")
-        if set(wanted) != set(self.names):
-            only_schedule = [name for name in names if mapping.get(name, name) not in self.names]
-            only_corpus = sorted(set(self.names) - set(wanted))
-            raise ScheduleError(
-                "the schedule's domains do not match the corpus; only in the schedule: "
-                f"{', '.join(only_schedule) or 'none'}; only in the corpus: {', '.join(only_corpus) or 'none'}; rename with "
-                f"--map {only_schedule[0] if only_schedule else 'OLD'}={only_corpus[0] if only_corpus else 'NEW'}, or give "
-                "the corpus it was learned on with --data"
-            )
+    def in_order_of(self, names: list[str]) -> Corpus:
+        """Returns the same corpus with its domains in another order. names: all of their names."""
         by_name = {domain.name: domain for domain in self.domains}
-        return replace(self, domains=[by_name[name] for name in wanted])
-
-    def _cut(self, old: str, new: str, names: list[str]) -> tuple[str, str]:
-        """Cuts OLD=NEW where both sides are domains, because names may hold `=` themselves. names: those of the schedule."""
-        text = f"{old}={new}" if new else old
-        cuts = [index for index, character in enumerate(text) if character == "="]
-        pairs = [(text[:cut], text[cut + 1 :]) for cut in cuts if text[:cut] in names and text[cut + 1 :] in self.names]
-        if len(pairs) == 1:
-            return pairs[0]
-        why = "this can be cut in two ways; rename a domain" if pairs else _both(names, self.names)
-        raise UsageError(f"--map {text}: {why}")
-
-
-def _both(in_schedule: list[str], in_corpus: list[str]) -> str:
-    return f"the schedule has {', '.join(in_schedule)}; the corpus has {', '.join(in_corpus)}"
+        assert set(names) == set(by_name)
+        return replace(self, domains=[by_name[name] for name in names])
 
 
 def open_corpus(

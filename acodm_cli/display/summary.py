@@ -18,6 +18,7 @@ from acodm_cli.corpus.preflight import DomainUse
 from acodm_cli.display.facts import validation_rows
 from acodm_cli.display.inspect import View, domain_table, episodes_text, how_measured, target_line
 from acodm_cli.display.style import cut, human_count, in_colour, measured, printable
+from acodm_cli.mixing.domain_map import DomainMap
 from acodm_cli.schedule.info import Evaluation
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.writing import few
@@ -79,6 +80,15 @@ def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> No
         _line(console, f"… and {len(uses) - MOST_DOMAINS:,} more domains")
     if not wide:
         _line(console, f"{'' if narrow else 'docs: training documents; '}weight: the {mixture} weight", "dim")
+
+
+def print_map(console: Console, domain_map: DomainMap) -> None:
+    """Prints what the domains of a schedule are in the corpus, where they are not the same."""
+    said = domain_map.said()
+    for line in said[:MOST_DOMAINS]:
+        _line(console, f"map: {printable(line)}")
+    if len(said) > MOST_DOMAINS:
+        _line(console, f"map: and {len(said) - MOST_DOMAINS:,} more like these")
 
 
 def print_corpus(console: Console, corpus: Corpus) -> None:

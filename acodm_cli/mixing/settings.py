@@ -34,7 +34,8 @@ class MixingSettings:
     """What maps the recorded weights on this run's budget."""
 
     map: dict[str, str] | None = setting(None, commands=("apply",))
-    """What a domain of the schedule is called in this corpus: OLD=NEW."""
+    """What a domain of the schedule is in this corpus: OLD=NEW. OLD=ONE+OTHER splits it by tokens, the same NEW for several merges
+    them, OLD= leaves it out, =NEW is a domain that the schedule lacks."""
 
     prior: Prior = setting("given", commands=("proxy-train",))
     """The weights to start from and to explore around. importance: those that make the targets' text most likely, by the bigrams

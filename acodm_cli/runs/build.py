@@ -43,8 +43,10 @@ from acodm_cli.engine.models import (
 from acodm_cli.engine.trained import continued_model, has_weights, load_model, trained_config, trained_folder
 from acodm_cli.engine.trainer import Trainer
 from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.mixing.acodm.transfer import make_mapped_mixer
 from acodm_cli.mixing.baselines.static import natural_weights, uniform_weights
 from acodm_cli.mixing.catalog import make_mixer, mixer_class
+from acodm_cli.mixing.domain_map import DomainMap, read_map
 from acodm_cli.mixing.mixer import Array, Mixer, Task, with_uniform
 from acodm_cli.mixing.objective import Objective
 from acodm_cli.mixing.settings import MIXER_OF_MODE
@@ -115,8 +117,11 @@ def build_run(
         corpus = ranks.in_turn(lambda: open_corpus(of_corpus, on_progress, settings.seq_len))
     for warning in corpus.warnings:
         warn(warning)
+    domain_map = None
     if schedule is not None:
-        corpus = corpus.in_order_of(schedule.domains, settings.map)
+        tokens = dict(zip(corpus.names, corpus.upsampled_tokens_K, strict=True))
+        domain_map = read_map(settings.map, schedule.domains, tokens)
+        corpus = corpus.in_order_of(list(domain_map.tokens))
         if schedule.run.tokenizer_fingerprint not in ("", corpus.tokenizer.fingerprint):
             warn("the schedule was learned with another tokenizer; its weights are shares of that one's tokens")
         _warn_of_stretching(settings, schedule, warn)
@@ -139,9 +144,11 @@ def build_run(
         settings = _with_prior(settings, corpus, mixer or mixer_class(_mixer_name(settings)), objective)
     importance = _importance(corpus, targets, objective, ranks)
     prior_K = _prior(settings, corpus, schedule, importance, kept)
+    if domain_map is not None:
+        prior_K = domain_map.divided(prior_K)
     guides = guides_of(settings, corpus.names, objective, mixer or mixer_class(_mixer_name(settings)))
     if mixer is None:
-        mixer = _make_mixer(settings, corpus, prior_K, schedule, guides, importance)
+        mixer = _make_mixer(settings, corpus, prior_K, schedule, guides, importance, domain_map)
         _check_applies(settings, mixer, guides, len(targets))
     if mixer.needs_gram and settings.batch < 2 * len(corpus.names):
         warn(_small_batch(settings.batch, len(corpus.names), mixer.name))
@@ -194,7 +201,7 @@ def build_run(
     inputs = {f"domain {domain.name} of the corpus": domain.key for domain in corpus.domains}
     inputs |= {f"target {target.name}": target.key for target in targets}
     inputs |= {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
-    return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn, targets, objective)
+    return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn, targets, objective, domain_map)
 
 
 # The model
@@ -288,7 +295,9 @@ def _check_data_given(settings: RunSettings, schedule: Schedule | None) -> None:
     """Raises ScheduleError if the embedded corpus would be taken for a schedule that was learned on another."""
     if schedule is None or settings.data is not None:
         return
-    names = [(settings.map or {}).get(name, name) for name in schedule.domains]
+    mapped = settings.map or {}
+    parts = [mapped[name].split("+") if name in mapped else [name] for name in schedule.domains]
+    names = [name for each in parts for name in each if name]
     if not set(names) <= set(EMBEDDED_DOMAINS):
         learned_on = schedule.run.corpus or "another corpus"
         raise ScheduleError(
@@ -350,7 +359,7 @@ def _prior(
     importance: Callable[[], Array] | None,
     kept: Sequence[str] = (),
 ) -> Array:
-    """Returns the weights to start from, on the simplex. [K]"""
+    """Returns the weights to start from, on the simplex; with a schedule, of its domains. [K]"""
     if schedule is not None:
         recorded = schedule.run.prior
         if set(recorded) == set(schedule.domains) and all(weight > 0 for weight in recorded.values()):
@@ -381,6 +390,7 @@ def _make_mixer(
     schedule: Schedule | None,
     objective: Objective,
     importance: Callable[[], Array] | None,
+    domain_map: DomainMap | None,
 ) -> Mixer:
     name, options = _mixer_name(settings), settings.mixer_options
     if settings.command == "apply":
@@ -392,7 +402,9 @@ def _make_mixer(
     task = Task(
         corpus.names, tokens_K, prior_K, seed, options, preset, schedule, objective, settings.episodes, importance
     )
-    return make_mixer(name, task)
+    if domain_map is None or domain_map.only_renames:
+        return make_mixer(name, task)
+    return make_mapped_mixer(name, task, domain_map)
 
 
 def _check_applies(settings: RunSettings, mixer: Mixer, guides: Objective, num_targets: int) -> None:
@@ -412,7 +424,7 @@ def _check_applies(settings: RunSettings, mixer: Mixer, guides: Objective, num_t
                 f"{option} {as_given(getattr(settings, name))} does nothing with mixer {mixer.name}; leave it out"
             )
     if settings.map and settings.schedule is None:
-        raise UsageError("--map renames the domains of a schedule; give one with --schedule, or leave it out")
+        raise UsageError("--map is for the domains of a schedule; give one with --schedule, or leave it out")
 
 
 def _small_batch(batch: int, domains: int, mixer: str) -> str:

@@ -26,6 +26,7 @@ from acodm_cli.engine.memory import MemoryEstimate
 from acodm_cli.engine.trainer import StepEvent, Trainer
 from acodm_cli.engine.watch import Watch
 from acodm_cli.errors import STOP_SIGNALS, AcodmError, Interrupted, UsageError
+from acodm_cli.mixing.domain_map import DomainMap
 from acodm_cli.mixing.mixer import Array, Mixer
 from acodm_cli.mixing.objective import MEAN_OVER_DOMAINS, Objective
 from acodm_cli.runs.folder import RunFolder, load_checkpoint
@@ -100,7 +101,7 @@ class Run:
     settings: what was asked for. targets: what the model should become good at. corpus, mixer, trainer: the parts of the run. prior_K: the weights that it starts
     from. compute, ranks: where it runs. parameters: the number of the model's parameters. memory: the estimated memory
     that it takes. inputs: a digest of the content of each input, by its name in messages. warn: told what the user
-    should know. objective: what the run is for. recorder: keeps the record of the episode. costs: those of the episodes that
+    should know. objective: what the run is for. domain_map: how a schedule's domains are the corpus's; None without one. recorder: keeps the record of the episode. costs: those of the episodes that
     are finished; with one episode, and on other ranks than the first, there are none. best: the record and the policy of the best
     of these. checkpoint_seconds: the time spent on saving.
     """
@@ -118,6 +119,7 @@ class Run:
         warn: Callable[[str], None],
         targets: Sequence[Target] = (),
         objective: Objective = MEAN_OVER_DOMAINS,
+        domain_map: DomainMap | None = None,
     ) -> None:
         self.settings = settings
         self.targets = targets
@@ -132,6 +134,8 @@ class Run:
         self.warn = warn
         self.objective = objective
         self.recorder = self._new_recorder()
+        self.domain_map = domain_map
+        self.recorder = Recorder(corpus.names, objective)
         self.costs: list[float] = []
         self.best: tuple[Recorder, bytes | None] | None = None
         self.checkpoint_seconds = 0.0
@@ -325,7 +329,10 @@ class Run:
         """Returns what the schedule file says about its run: nothing of this machine, neither paths nor times."""
         s = self.settings
         tokenizer = self.corpus.tokenizer
-        return ({"episodes": self._episodes_info()} if s.episodes > 1 else {}) | {
+        optional = {"episodes": self._episodes_info()} if s.episodes > 1 else {}
+        if self.domain_map is not None and s.map:
+            optional["map"] = self.domain_map.info()
+        return optional | {
             "acodm_version": __version__,
             "command": s.command,
             "model": Path(s.model_name).name if "/" in s.model_name else s.model_name,

@@ -13,7 +13,7 @@ from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.embedded import embedded_corpus
 from acodm_cli.corpus.readers import read_documents
 from acodm_cli.corpus.tokenizer import load_tokenizer
-from acodm_cli.errors import ScheduleError, UsageError
+from acodm_cli.errors import UsageError
 from tests.conftest import DOMAINS, generate_documents, opened, write_corpus
 
 
@@ -146,8 +146,6 @@ def test_tokenizer_errors(tmp_path: Path, data: Path) -> None:
 
 def test_order_of_a_schedule(corpus: Corpus) -> None:
     assert corpus.in_order_of(["tables", "prose", "code", "arithmetic"]).names[0] == "tables"
-    with pytest.raises(ScheduleError, match="only in the schedule: web; only in the corpus: arithmetic, prose, tables"):
-        corpus.in_order_of(["web", "code"])
 
 
 def test_too_small_a_domain(corpus: Corpus) -> None:

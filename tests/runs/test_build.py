@@ -146,7 +146,7 @@ def test_a_mixer_is_named_when_it_does_what_it_must_not(corpus: Corpus, tmp_path
         ({"mixer": "odm", "alignment": "exact"}, "--alignment exact does nothing with mixer odm"),
         ({"mixer": "odm", "alignment_size": 32}, "--alignment-size 32 does nothing with mixer odm"),
         ({"command": "apply", "replay_by": "steps"}, "--replay-by steps does nothing with mixer ac-odm"),
-        ({"command": "apply", "map": {"a": "b"}}, "--map renames the domains of a schedule"),
+        ({"command": "apply", "map": {"a": "b"}}, "--map is for the domains of a schedule"),
         ({"command": "apply", "mode": "replay"}, "--mode replay needs --schedule"),
     ],
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from acodm_cli.mixing.acodm.agents import make_agent
 from acodm_cli.mixing.acodm.balance import Balance
@@ -26,6 +27,20 @@ from acodm_cli.schedule.info import WARM_UP
 LEAST_TRANSITIONS = 8
 # The number of updates that fit the actor when its policy is stored. They take about a second.
 DISTIL_UPDATES = 1000
+
+
+class InitialPolicy(Protocol):
+    """The policy that a learner departs from."""
+
+    def offsets(self, observation: Observation) -> Tensor:
+        """Returns its logit offsets from the log of the learner's prior. [K]"""
+
+    def end_episode(self, cost: float, left: int) -> None:
+        """As of `Mixer`, like the other two."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class AcOdmLearner(Mixer):
@@ -48,9 +63,10 @@ class AcOdmLearner(Mixer):
         prior_K: Array,
         settings: AgentSettings,
         seed: int,
-        initial: FrozenPolicy | None = None,
+        initial: InitialPolicy | None = None,
         objective: Objective = MEAN_OVER_DOMAINS,
     ) -> None:
+        """initial: of a frozen policy, the actor learns on too; from any other, only its offsets are taken."""
         self.agent_settings = settings
         self.depths = relative_depths(settings.depths)
         self.exploring = True
@@ -64,7 +80,7 @@ class AcOdmLearner(Mixer):
         self._begin_averages()
         self.least_weights_K = max(settings.floor_share, 0.01) * prior_K
         self.initial = initial
-        if initial is not None:
+        if isinstance(initial, FrozenPolicy):
             self.agent.actor.load_state_dict(initial.actor.state_dict())
             self.agent.target_actor.load_state_dict(initial.actor.state_dict())
             self.agent.normalizer.load(initial.normalizer.tensors())
@@ -103,7 +119,7 @@ class AcOdmLearner(Mixer):
         self.exploring = self.episode == 1 and observation.step < warmup_steps
         follow: Literal["prior", "actor"] = "prior" if self.exploring and self.initial is None else "actor"
         noise = self.agent_settings.warmup_noise if self.exploring else self.agent_settings.noise
-        initial_K = None if self.initial is None else self.initial.act(state_F)
+        initial_K = None if self.initial is None else self.initial.offsets(observation)
         return self.agent.act(state_F, follow, noise, initial_K).numpy().astype(np.float64)
 
     def learn(self) -> None:

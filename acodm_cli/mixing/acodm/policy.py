@@ -164,15 +164,14 @@ class FrozenPolicy(Mixer):
         return policy
 
     @torch.no_grad()
-    def act(self, state_F: Tensor) -> Tensor:
-        """Returns the actor's logit offsets from log(prior) in a state, smoothed over steps. [K]"""
-        keep = self.agent_settings.smoothing
+    def offsets(self, observation: Observation) -> Tensor:
+        """Returns the actor's logit offsets from log(prior), smoothed over steps. [K]"""
+        keep, state_F = self.agent_settings.smoothing, encode_state(observation)
         self.offsets_K = keep * self.offsets_K + (1 - keep) * self.actor.offsets(self.normalizer(state_F))
         return self.offsets_K
 
     def weights(self, observation: Observation) -> Array:
-        offsets_K = self.act(encode_state(observation))
-        return self.actor.weights(offsets_K).numpy().astype(np.float64)
+        return self.actor.weights(self.offsets(observation)).numpy().astype(np.float64)
 
     def planned_weights(self) -> Array | None:
         """Returns the weights of the run in which it was learned. In this run, it follows this run's own state."""
