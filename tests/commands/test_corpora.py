@@ -111,6 +111,31 @@ def test_domains_that_were_renamed_are_mapped(
     assert "--map prosa=web: the schedule has arithmetic, code, prose, tables" in wrong.stderr
 
 
+def test_domains_that_were_split_merged_left_out_or_added_are_mapped(
+    texts: forms.Texts, small: list[object], proxy: Path, tmp_path: Path
+) -> None:
+    corpus = {"prose_a": "prose", "prose_b": "prose", "numbers": "arithmetic", "new": "tables", "other": "code"}
+    forms.write_parquet({name: texts[old] for name, old in corpus.items()}, tmp_path / "data")
+    command = ["apply", "--schedule", proxy, "--model", "pythia-14m", "--steps", 3, *options(tmp_path / "data", small)]
+    both = ["--map", "arithmetic=numbers", "--map", "tables=numbers", "--map", "prose=prose_a+prose_b", "--map", "=new"]
+    refused = acodm(*command, *both, "--map", "=other", "--out", tmp_path / "no.parquet")
+    assert refused.code == 3
+    assert "only in the schedule: code; only in the corpus: none; leave out with --map code=" in refused.stderr
+    out = tmp_path / "out.parquet"
+    outcome = acodm(*command, *both, "--map", "=other", "--map", "code=", "--out", out)
+    assert outcome.code == 0, outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if line.startswith("map: ")]
+    assert lines[:3] == [
+        "map: arithmetic + tables -> numbers",
+        "map: code -> left out; the others share its weight",
+        "map: prose -> prose_a 0.5 + prose_b 0.5 (by tokens)",
+    ]
+    assert re.fullmatch(r"map: new: new, 0\.\d+ of the whole \(by tokens\)", lines[3])
+    written = Schedule.read(out)
+    assert written.domains == ["numbers", "prose_a", "prose_b", "new", "other"]
+    assert written.info["map"]["domains"]["tables"] == {"numbers": 1.0}
+
+
 def test_names_with_equals_signs_are_mapped(small: list[object], proxy: Path, tmp_path: Path, data: Path) -> None:
     for name, target in (("arithmetic", "a=b"), ("code", "code"), ("prose", "a=c"), ("tables", "tables")):
         shutil.copytree(data / name, tmp_path / "data" / target)

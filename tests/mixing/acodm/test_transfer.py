@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from acodm_cli.errors import UsageError
-from acodm_cli.mixing.acodm.policy import FrozenPolicy, load_policy
+from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy, load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT
 from acodm_cli.mixing.acodm.transfer import TransferredPolicy, make_mapped_mixer
 from acodm_cli.mixing.domain_map import DomainMap, read_map
 from acodm_cli.mixing.mapped import MappedMixer
 from acodm_cli.mixing.mixer import Array, Feedback, Observation, Task
-from tests.mixing.acodm.test_policy import DOMAINS, dump_policy, trained_agent
+from tests.mixing.acodm.test_policy import DOMAINS, trained_agent
 from tests.mixing.feedback import observation
 from tests.schedule.test_schedule import make_schedule
 
