@@ -18,6 +18,9 @@ from acodm_cli.errors import ScheduleError, UsageError
 
 Array = NDArray[np.float64]
 
+# A split of more parts than these is not shown as an example.
+MOST_SHOWN = 8
+
 
 @dataclass(frozen=True)
 class DomainMap:
@@ -39,42 +42,50 @@ class DomainMap:
     tokens: dict[str, float]
 
     @cached_property
-    def is_part_MK(self) -> Array:
-        """1 where a domain of the corpus is part of one of the schedule, else 0. [M, K]"""
-        index = {name: number for number, name in enumerate(self.tokens)}
-        is_part_MK = np.zeros((len(self.parts), len(index)))
-        for row, parts in enumerate(self.parts.values()):
-            is_part_MK[row, [index[name] for name in parts]] = 1
-        return is_part_MK
+    def shares(self) -> dict[str, dict[str, float]]:
+        """E by name: which shares of each of the schedule's domains its parts get."""
+        totals = {old: sum(self.tokens[name] for name in parts) for old, parts in self.parts.items()}
+        return {old: {name: self.tokens[name] / totals[old] for name in parts} for old, parts in self.parts.items()}
+
+    @cached_property
+    def new(self) -> dict[str, float]:
+        """The weight of each new domain."""
+        total, known = sum(self.tokens.values()), set().union(*self.parts.values())
+        return {name: tokens / total for name, tokens in self.tokens.items() if name not in known}
 
     @cached_property
     def shares_MK(self) -> Array:
-        """E, the share of a schedule's domain that each domain of the corpus gets. [M, K]"""
-        tokens_MK = self.is_part_MK * self._tokens_K
-        total_M1 = tokens_MK.sum(axis=1, keepdims=True)
-        return np.divide(tokens_MK, total_M1, out=np.zeros_like(tokens_MK), where=total_M1 > 0)
+        """E. [M, K]"""
+        index = {name: number for number, name in enumerate(self.tokens)}
+        shares_MK = np.zeros((len(self.parts), len(index)))
+        for row, shares in enumerate(self.shares.values()):
+            for name, share in shares.items():
+                shares_MK[row, index[name]] = share
+        return shares_MK
+
+    @cached_property
+    def is_part_MK(self) -> Array:
+        """1 where a domain of the corpus is part of one of the schedule, else 0. [M, K]"""
+        return (self.shares_MK > 0).astype(np.float64)
 
     @cached_property
     def new_K(self) -> Array:
-        """The weight of each new domain of the corpus, 0 for the others. [K]"""
-        return np.where(self.is_part_MK.any(axis=0), 0.0, self._tokens_K / self._tokens_K.sum())
-
-    @property
-    def _tokens_K(self) -> Array:
-        return np.array(list(self.tokens.values()))
+        """The weight of each new domain, 0 for the others. [K]"""
+        return np.array([self.new.get(name, 0.0) for name in self.tokens])
 
     @property
     def only_renames(self) -> bool:
         """Whether every domain of the schedule is one of the corpus, and every one of the corpus is one of the schedule."""
-        return bool((self.is_part_MK.sum(axis=0) == 1).all() and (self.is_part_MK.sum(axis=1) == 1).all())
+        single = all(len(parts) == 1 for parts in self.parts.values())
+        return single and not self.new and len(self.parts) == len(self.tokens)
 
     def divided(self, weights_XM: Array) -> Array:
         """Returns w for the schedule's weights α, which may have any leading shape. [X, K]"""
         if self.only_renames:
             return weights_XM
         kept_XM = weights_XM * self.is_part_MK.any(axis=1)
-        none_X1 = kept_XM.sum(axis=-1, keepdims=True) == 0
-        kept_XM = np.where(none_X1, self.gathered(self._tokens_K, np.ones(len(self.parts))), kept_XM)
+        tokens_M = self.gathered(np.array(list(self.tokens.values())), np.ones(len(self.parts)))
+        kept_XM = np.where(kept_XM.sum(axis=-1, keepdims=True) > 0, kept_XM, tokens_M)
         kept_XM = kept_XM / kept_XM.sum(axis=-1, keepdims=True)
         return (1 - self.new_K.sum()) * (kept_XM @ self.shares_MK) + self.new_K
 
@@ -88,26 +99,18 @@ class DomainMap:
     def said(self) -> list[str]:
         """Says in a line each what becomes of domains that are not the same in the schedule and the corpus."""
         lines, owners = [], _owners(self.parts)
-        for (old, parts), shares_K in zip(self.parts.items(), self.shares_MK, strict=True):
+        for old, parts in self.parts.items():
             if not parts:
                 lines.append(f"{old} -> left out; the others share its weight")
             elif len(parts) > 1:
-                share = dict(zip(self.tokens, shares_K, strict=True))
-                lines.append(f"{old} -> {' + '.join(f'{name} {share[name]:.2g}' for name in parts)} (by tokens)")
-            elif owners[parts[0]][0] == old and (others := owners[parts[0]]) != [parts[0]]:
-                lines.append(f"{' + '.join(others)} -> {parts[0]}")
-        new = zip(self.tokens, self.new_K, strict=True)
-        return lines + [f"{name}: new, {weight:.2g} of the whole (by tokens)" for name, weight in new if weight]
+                lines.append(f"{old} -> {' + '.join(f'{n} {s:.2g}' for n, s in self.shares[old].items())} (by tokens)")
+            elif owners[parts[0]][0] == old and (merged := owners[parts[0]]) != [parts[0]]:
+                lines.append(f"{' + '.join(merged)} -> {parts[0]}")
+        return lines + [f"{name}: new, {weight:.2g} of the whole (by tokens)" for name, weight in self.new.items()]
 
     def info(self) -> dict[str, Any]:
-        """Returns what the record says of the map, as JSON values: the shares of each domain of the schedule, and the weights of
-        new ones."""
-        shares = [dict(zip(self.tokens, map(float, shares_K), strict=True)) for shares_K in self.shares_MK]
-        domains = zip(self.parts.items(), shares, strict=True)
-        return {
-            "domains": {old: {name: share[name] for name in parts} for (old, parts), share in domains},
-            "new": {name: float(weight) for name, weight in zip(self.tokens, self.new_K, strict=True) if weight},
-        }
+        """Returns what the record says of the map, as JSON values."""
+        return {"domains": self.shares, "new": self.new}
 
 
 def read_map(given: Mapping[str, str] | None, in_schedule: list[str], tokens: Mapping[str, float]) -> DomainMap:
@@ -174,8 +177,11 @@ def _ways_out(only_schedule: list[str], only_corpus: list[str]) -> str:
     ways = []
     if only_schedule and only_corpus:
         ways.append(f"rename with --map {only_schedule[0]}={only_corpus[0]}")
-        if len(only_corpus) > len(only_schedule):
-            ways.append(f"split with --map {only_schedule[0]}={only_corpus[0]}+{only_corpus[1]}")
+    for old in only_schedule:
+        parts = [name for name in only_corpus if name.startswith(old)]
+        if 1 < len(parts) <= MOST_SHOWN:
+            ways.append(f"split with --map {old}={'+'.join(parts)}")
+            break
     if only_schedule:
         ways.append(f"leave out with --map {only_schedule[0]}=")
     if only_corpus:

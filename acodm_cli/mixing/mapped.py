@@ -23,9 +23,8 @@ class MappedMixer(Mixer):
         n_m = Σ_k n_k B_mk α_m / Σ_j B_jk α_j          domains that are merged have their part in proportion to α
         ℓ_m = Σ_k B_mk n_k ℓ_k / Σ_k B_mk n_k          the mean over the sequences of all parts; held if none was drawn
 
-    So domains that are split look as they would in one piece. A domain that is left out has n_m = 0, and for ℓ_m
-    the mean of the others, because the loss of a model that had never learned it would be unlike any that the mixer knows. New
-    domains are not seen.
+    So domains that are split look as they would in one piece. A domain that is left out has n_m = 0, and for ℓ_m the mean of the
+    others, because the loss of a model that never learned it would be unlike any that the mixer knows. New domains are not seen.
 
     inner: the mixer, which must not need the gradients of domains or a reference model. losses_M: ℓ as it saw them last. weights_M:
     α, of the last step.

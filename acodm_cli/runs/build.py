@@ -119,7 +119,7 @@ def build_run(
         warn(warning)
     domain_map = None
     if schedule is not None:
-        tokens = dict(zip(corpus.names, corpus.upsampled_tokens_K, strict=True))
+        tokens = dict(zip(corpus.names, corpus.upsampled_tokens_K.tolist(), strict=True))
         domain_map = read_map(settings.map, schedule.domains, tokens)
         corpus = corpus.in_order_of(list(domain_map.tokens))
         if schedule.run.tokenizer_fingerprint not in ("", corpus.tokenizer.fingerprint):

@@ -138,7 +138,7 @@ def test_names_that_can_be_cut_in_two_ways() -> None:
         (
             None,
             "only in the schedule: web; only in the corpus: law, web_a, web_b; rename with --map web=law, split with --map "
-            "web=law+web_a, leave out with --map web=, add with --map =law, or give the corpus it was learned on with --data",
+            "web=web_a+web_b, leave out with --map web=, add with --map =law, or give the corpus it was learned on with --data",
         ),
         (SPLIT | {"code": "code"}, "only in the schedule: none; only in the corpus: law; add with --map =law, or"),
         ({"": "law+web_a+web_b"}, "only in the schedule: web; only in the corpus: none; leave out with --map web=, or"),

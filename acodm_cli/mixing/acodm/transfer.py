@@ -39,8 +39,8 @@ def make_mapped_mixer(name: str, task: Task, domain_map: DomainMap) -> Mixer:
     """Returns the mixer with this name, made for a task whose schedule has other domains than the run.
 
     `policy` and `replay` decide in the schedule's domains. `ac-odm` learns in the corpus's, where each has its own gradient and
-    counts in the objective as it should: what it takes from the policy are the weights from which it departs, while the critics
-    learn anew, as after every transfer.
+    counts in the objective as it should: what it takes from the policy are the weights from which it departs. Its critics learn
+    anew, as after every transfer.
 
     Raises:
         UsageError, ScheduleError: as `make_mixer`, or the agent would have to learn on in the policy's own network.
@@ -52,7 +52,7 @@ def make_mapped_mixer(name: str, task: Task, domain_map: DomainMap) -> Mixer:
         of_schedule = replace(task, domains=task.schedule.domains, tokens_K=tokens_M, prior_K=prior_M / prior_M.sum())
         return MappedMixer(make_mixer(name, of_schedule), domain_map)
     if task.schedule.policy is None:
-        return make_mixer(name, task)
+        return make_mixer(name, replace(task, schedule=None))
     settings = agent_settings(task.preset, task.options)
     if settings.actor_update == "gradient":
         raise UsageError(
