@@ -46,7 +46,7 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
         f"{human_count(episodes * info['token_budget'])} tokens"
         + (
             f"\ngoes on with trained weights; learning rate: warmed up again, to {info['learning_rate']:.3g}"
-            if info["init_from"]
+            if "init_from" in info
             else ""
         ),
         highlight=False,

@@ -42,13 +42,14 @@ class MappedMixer(Mixer):
 
     def _seen(self, observation: Observation) -> Observation:
         """Returns what the mixer is to see of an observation of the corpus's domains."""
+        kept_M = self.map.is_part_MK.any(axis=1)
         before_M = self.losses_M
-        if before_M is None:  # before the first batch, when all losses are that of a uniform prediction
-            before_M = np.full(len(self.weights_M), observation.max_loss)
+        if before_M is None:  # before the first batch
+            before_M = self.map.shares_MK @ observation.losses_K
+            before_M[~kept_M] = before_M[kept_M].mean()
         drawn_MK = self.map.is_part_MK * observation.samples_K
         drawn_M = drawn_MK.sum(axis=1)
         losses_M = np.divide(drawn_MK @ observation.losses_K, drawn_M, out=before_M.copy(), where=drawn_M > 0)
-        kept_M = self.map.is_part_MK.any(axis=1)
         losses_M[~kept_M] = losses_M[kept_M].mean()
         samples_M = self.map.gathered(observation.samples_K, self.weights_M)
         return replace(observation, samples_K=samples_M, losses_K=losses_M, previous_losses_K=before_M)

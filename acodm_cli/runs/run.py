@@ -133,9 +133,8 @@ class Run:
         self.inputs = inputs
         self.warn = warn
         self.objective = objective
-        self.recorder = self._new_recorder()
         self.domain_map = domain_map
-        self.recorder = Recorder(corpus.names, objective)
+        self.recorder = self._new_recorder()
         self.costs: list[float] = []
         self.best: tuple[Recorder, bytes | None] | None = None
         self.checkpoint_seconds = 0.0
@@ -330,6 +329,10 @@ class Run:
         s = self.settings
         tokenizer = self.corpus.tokenizer
         optional = {"episodes": self._episodes_info()} if s.episodes > 1 else {}
+        if s.init_from:
+            optional["init_from"] = self._start_info()
+        if self.objective.kept:
+            optional["keep"] = {"budget": self.objective.budget, "names": list(self.objective.kept)}
         if self.domain_map is not None and s.map:
             optional["map"] = self.domain_map.info()
         return optional | {
@@ -350,10 +353,6 @@ class Run:
             "validation_sequences": max(map(len, self.trainer.texts)),
             "objective_weights": dict(s.objective_weights or {}),
             "targets": {target.name: self._target_info(target) for target in self.targets},
-            "init_from": self._start_info() if s.init_from else None,
-            "keep": {"budget": self.objective.budget, "names": list(self.objective.kept)}
-            if self.objective.kept
-            else None,
             "tokenizer": {
                 "name": tokenizer.name,
                 "fingerprint": tokenizer.fingerprint,
