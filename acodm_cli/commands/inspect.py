@@ -167,7 +167,7 @@ def _print_csv(views: list[View], what: str) -> None:
 
 def _print_plain(views: list[View]) -> None:
     """Prints one tab-separated line per schedule and domain."""
-    names = ("start", "end", "mean", "min", "max", "samples", "tokens", "epochs", "first_validation_loss", "last_validation_loss")  # fmt: skip
+    names = ("start", "end", "mean", "min", "max", "samples", "tokens", "epochs", *facts.BEYOND, "first_validation_loss", "last_validation_loss")  # fmt: skip
     writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
     writer.writerow(["schedule", "domain", *names])
     for view in views:

@@ -20,7 +20,7 @@ class InspectSettings:
     reference schedules."""
 
     plot: str = setting("weights", panel=SHOWN)
-    """What is plotted over the run: weights, loss, reward, energy, validation, entropy, or any other column of the
+    """What is plotted over the run: weights, loss, reward, energy, validation, epochs, entropy, or any other column of the
     file."""
 
     domains: str | None = setting(None, panel=SHOWN)

@@ -17,6 +17,10 @@ Array = NDArray[np.float64]
 
 # The number of points of their runs at which schedules are compared.
 POINTS = 64
+# Text that is seen up to 4 times is worth about as much as new text; what a further repetition is worth falls by e in about 15 (R* in
+# Muennighoff et al. 2023, 2305.16264).
+MANY_EPOCHS = (4, 16)
+BEYOND = tuple(f"beyond_{number}_epochs_at" for number in MANY_EPOCHS)
 # The columns of the file that facts are made of.
 COLUMNS = (
     "weight",
@@ -41,7 +45,8 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
     rows = validation_rows(schedule)
     losses_SK = schedule.per_domain["validation_loss"]
     samples_K = schedule.per_domain["samples"].sum(axis=0, dtype=np.int64)
-    epochs_K = epochs(schedule, samples_K)
+    epochs_K = schedule.epochs()
+    beyond = {name: schedule.steps_beyond(number) for name, number in zip(BEYOND, MANY_EPOCHS, strict=True)}
     seq_len = schedule.run.seq_len
     mean_K = weights_SK[schedule.warm_up_rows :].mean(axis=0, dtype=np.float64)
     domains = []
@@ -57,6 +62,7 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
             "samples": int(samples_K[index]),
             "tokens": None if seq_len is None else int(samples_K[index]) * seq_len,
             "epochs": None if epochs_K is None else float(epochs_K[index]),
+            **{name: None if steps is None else steps[index] for name, steps in beyond.items()},
             "first_validation_loss": float(losses_SK[rows[0], index]) if len(rows) else None,
             "last_validation_loss": float(losses_SK[rows[-1], index]) if len(rows) else None,
             "validation_standard_error": _last_of(schedule, "validation_standard_error", rows, index),
@@ -158,12 +164,6 @@ def json_value(value: Any, digits: int | None = None) -> Any:
     if not math.isfinite(value):
         return None
     return value if digits is None else float(f"{value:.{digits}g}")
-
-
-def epochs(schedule: Schedule, samples_K: NDArray[np.int64]) -> Array | None:
-    """Returns how often each domain's training sequences were seen, or None if their numbers are not known. [K]"""
-    sizes = [schedule.run.sequences.get(name, 0.0) for name in schedule.domains]
-    return samples_K / np.array(sizes) if all(size > 0 for size in sizes) else None
 
 
 def energies(schedule: Schedule) -> dict[str, dict[str, float]] | None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from acodm_cli.display.facts import describe, distances, share_to_reach
+from acodm_cli.display.facts import BEYOND, MANY_EPOCHS, describe, distances, share_to_reach
 from acodm_cli.display.plot import area_plot, line_plot, sparkline
 from acodm_cli.display.series import Series, series
 from acodm_cli.display.style import (
@@ -42,6 +42,7 @@ WIDE_TABLE = 104
 BAR = 24
 SHORTEST_NAME = 8
 MOST_SCORES = 8
+MOST_REPEATED = 8
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,14 @@ def header(view: View) -> Text:
         ("model", joined("  ", run.model, run.model and run.parameters and f"{human_count(run.parameters)} parameters")),
         ("corpus", joined("  ", run.corpus, f"{domains} domains")),
         ("tokens of", joined("  ", run.tokenizer, run.vocab_size and f"vocabulary {run.vocab_size}")),
-        ("budget", joined("  ", _budget(schedule, known), _so_far(schedule))),
+        ("budget", joined("  ", _budget(schedule, known), _so_far(schedule), _for_tokens(run))),
         ("episodes", episodes_text(run)),
         ("warm-up", _warm_up(schedule)),
         ("entropy", _arrow(f"{known['entropy']['start']:z.3f}", f"{known['entropy']['end']:z.3f}") + " nats  effective domains "
                     f"{_arrow(f'{start:.1f}', f'{end:.1f}')} of {domains}"),
         ("energy", _energies(known["energy"])),
         ("drawn", "" if known["realised_l1"] is None else f"sequences within {known['realised_l1']:.4f} of the weights, in L1"),
+        ("repeated", repetition_text(known["domains"])),
         *(("target", target_line(target)) for target in known["targets"][:MOST_TARGETS]),
         ("kept", kept_text(known["kept"])),
         ("evaluated", evaluation_text(run)),
@@ -181,6 +183,24 @@ def kept_text(kept: list[dict[str, Any]]) -> str:
     said = f"{within} of {len(kept)} within {worst['budget']:.3g} of their loss before training"
     losses = _arrow(f"{worst['loss_before']:.3f}", f"{worst['last_loss']:.3f}")
     return f"{said}; worst: {worst['name']} {losses} ({worst['rise']:+.1%})"
+
+
+def repetition_text(domains: list[dict[str, Any]]) -> str:
+    """Returns which domains are repeated so often that this makes them worth less, and from which steps on; an empty text if none is.
+    domains: their facts."""
+    repeated = sorted((each for each in domains if each[BEYOND[0]] is not None), key=lambda each: -each["epochs"])
+    said = []
+    for each in repeated[:MOST_REPEATED]:
+        passed = [(number, each[name]) for number, name in zip(MANY_EPOCHS, BEYOND, strict=True)]
+        steps = [f"{number} epochs at step {step:,}" for number, step in passed if step is not None]
+        said.append(f"{each['name']} past {' and '.join(steps)}")
+    more = f"{len(repeated) - MOST_REPEATED} more in --json" if len(repeated) > MOST_REPEATED else ""
+    return joined("; ", *said, more, repeated and "what that costs: arXiv 2305.16264")
+
+
+def _for_tokens(run: RunInfo) -> str:
+    """Returns what budget the corpus was cut for, if it was."""
+    return f"corpus cut as for {human_count(run.for_tokens)} tokens" if run.for_tokens else ""
 
 
 def _warm_up(schedule: Schedule) -> str:
@@ -291,7 +311,10 @@ def domain_table(view: View, console: Console, colour: bool) -> Table:
     if drawn and (wide or not has_epochs):
         columns.append(("tokens", lambda d, _: human_count(d["tokens"])) if has_tokens else ("samples", lambda d, _: human_count(d["samples"])))  # fmt: skip
     if drawn and has_epochs:
-        columns.append(("epochs", lambda d, _: f"{d['epochs']:.2f}"))
+        # A star for each number of repetitions at which text is worth less.
+        columns.append(
+            ("epochs", lambda d, _: "*" * sum(d[name] is not None for name in BEYOND) + f"{d['epochs']:.2f}")
+        )
     if has_losses:
         columns.append(("validation loss" if wide else "val. loss", lambda d, _: _losses(d, 3 if wide else 2)))
     rows = [[cell(domain, index) for _, cell in columns] for index, domain in zip(view.shown, domains, strict=True)]

@@ -33,6 +33,7 @@ PLOTS = {
     ),
     "validation": Plot("validation loss by domain", "nats", ("validation_loss",), sparse=True),
     "target": Plot("held-out text of targets", "bits per byte", (TARGETS,), sparse=True),
+    "epochs": Plot("repetition by domain", "epochs: how often each sequence was seen", ("samples",)),
     "entropy": Plot("entropy of the weights", "nats", ("entropy",)),
 }
 
@@ -108,6 +109,11 @@ def series(schedule: Schedule, what: str, points: int, deviation_SK: NDArray[np.
         names = schedule.targets
         found = [schedule.per_step[f"{TARGETS}{name}.bits_per_byte"] for name in names]
         values_SN = np.stack(found, axis=1) if found else np.full((len(schedule), 1), np.nan)
+    elif what == "epochs":
+        epochs_SK = schedule.epochs_SK()
+        if epochs_SK is None:
+            raise UsageError("this schedule has no epochs to plot; it does not know the sizes of its domains")
+        names, values_SN = schedule.domains, epochs_SK
     elif of_domains:
         names, values_SN = schedule.domains, schedule.per_domain[plot.columns[0]]
     else:

@@ -16,7 +16,7 @@ from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.holding_out import HOLD_OUT_EVERY
 from acodm_cli.corpus.preflight import DomainUse
 from acodm_cli.display.facts import validation_rows
-from acodm_cli.display.inspect import View, domain_table, episodes_text, how_measured, target_line
+from acodm_cli.display.inspect import View, domain_table, episodes_text, how_measured, repetition_text, target_line
 from acodm_cli.display.style import cut, human_count, in_colour, measured, printable
 from acodm_cli.mixing.domain_map import DomainMap
 from acodm_cli.schedule.info import Evaluation
@@ -54,9 +54,13 @@ def print_title(console: Console, info: dict[str, Any], device: str) -> None:
     )
 
 
-def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> None:
-    """Prints what a run will use of each domain. mixture: whose weights these are, for the heading."""
+def print_preflight(
+    console: Console, uses: list[DomainUse], mixture: str, of_target: list[DomainUse] | None = None
+) -> None:
+    """Prints what a run will use of each domain. mixture: whose weights these are, for the heading. of_target: what the target will use
+    with the same weights, if the corpus is cut for it."""
     wide, narrow = console.width >= WIDE, console.width < NARROW
+    targets = {use.name: use for use in of_target or ()}
     columns: dict[str, Callable[[DomainUse], str]] = {
         "files": lambda use: "" if use.files is None else f"{use.files:,}",
         "documents" if wide else "docs": lambda use: "" if use.documents is None else human_count(use.documents),
@@ -64,10 +68,13 @@ def print_preflight(console: Console, uses: list[DomainUse], mixture: str) -> No
         "validation": lambda use: human_count(use.validation_tokens),
         f"{mixture} weight" if wide else "weight": lambda use: f"{use.weight:.1%}",
         "epochs": lambda use: f"{use.epochs:.2f}",
+        "target's": lambda use: f"{targets[use.name].epochs:.2f}",
         "runs out at step" if wide else "runs out at": lambda use: f"{use.exhausted_at:,}" if use.exhausted_at else "",
     }
+    if not targets:
+        del columns["target's"]
     if narrow:
-        columns = {name: columns[name] for name in ("tokens", "weight", "epochs", "runs out at")}
+        columns = {name: cell for name, cell in columns.items() if name not in ("files", "docs", "validation")}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("domain", no_wrap=True)
     for name in columns:
@@ -143,6 +150,8 @@ def print_summary(console: Console, schedule: Schedule) -> None:
     console.print()
     view = View("", schedule)
     console.print(domain_table(view, console, in_colour(console)))
+    if said := repetition_text(view.facts["domains"]):
+        _line(console, f"repeated: {said}")
     rows = validation_rows(schedule)
     if len(rows):
         losses_RK = schedule.per_domain["validation_loss"][rows].astype(np.float64)

@@ -167,7 +167,7 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
 def unlike(runs: list[Schedule]) -> list[str]:
     """Returns in what the runs differ besides their seeds, so that their mean may be the mean of unlike things."""
     found = []
-    for what in ("command", "mixer", "model", "corpus", "tokenizer", "steps", "batch", "seq_len"):
+    for what in ("command", "mixer", "model", "corpus", "tokenizer", "steps", "batch", "seq_len", "lr_schedule"):
         values = list(dict.fromkeys(str(getattr(run.run, what)) for run in runs))
         if len(values) > 1:
             found.append(f"{what.replace('_', ' ')} ({few([value or '?' for value in values])})")

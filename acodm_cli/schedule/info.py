@@ -52,7 +52,9 @@ class RunInfo:
 
     model, command, acodm_version: what made the schedule. parameters: how many the model has. steps: optimiser steps.
     batch: global batch in sequences. seq_len: predicted tokens per sequence. seeds: one of a run, several of a mean
-    over runs. prior: weight by domain. tokens, sequences: the size of the corpus, by domain. composed: what was done to
+    over runs. prior: weight by domain. tokens, sequences: the size of the corpus, and what the run trained on of it, by domain.
+    lr_schedule: what the learning rate did after its warm-up. lr_decay_share: the share of the run in which that of wsd fell.
+    for_tokens: the budget of the target that the corpus was cut for. composed: what was done to
     the schedule since, in order. warm_up: the last step in which weights were drawn around the prior, before learning
     began; 0 if there was none. trained: whether the run went on with trained weights. losses_before: the held-out losses of domains and
     targets before it did, in nats. kept: the names of those that must not be forgotten. keep_budget: how far their losses may rise, as
@@ -76,6 +78,9 @@ class RunInfo:
     corpus: str
     tokens: dict[str, float]
     sequences: dict[str, float]
+    lr_schedule: str
+    lr_decay_share: float | None
+    for_tokens: float | None
     composed: tuple[str, ...]
     warm_up: int
     trained: bool
@@ -94,6 +99,7 @@ class RunInfo:
         """Returns what the JSON object of the metadata says."""
         mixer, tokenizer, corpus = (_mapping(info.get(name)) for name in ("mixer", "tokenizer", "corpus"))
         composed, seeds = info.get("composed"), info.get("seeds")
+        lr_schedule = _mapping(info.get("lr_schedule"))
         started, keep = _mapping(info.get("init_from")), _mapping(info.get("keep"))
         kept = keep.get("names")
         return cls(
@@ -113,6 +119,9 @@ class RunInfo:
             corpus=_text(corpus.get("name")),
             tokens=_numbers(corpus.get("tokens")),
             sequences=_numbers(corpus.get("sequences")),
+            lr_schedule=_text(lr_schedule.get("name")),
+            lr_decay_share=_number(lr_schedule.get("decay_share")),
+            for_tokens=_number(info.get("for_tokens")),
             composed=tuple(filter(None, map(_text, composed))) if isinstance(composed, list) else (),
             warm_up=_warm_up(info.get("phase")),
             trained=bool(started),

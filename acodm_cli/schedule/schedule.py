@@ -30,7 +30,7 @@ from acodm_cli.schedule import digests
 from acodm_cli.schedule.info import RunInfo
 from acodm_cli.schedule.library import find_schedule
 from acodm_cli.schedule.pages import expansion_of
-from acodm_cli.schedule.timeline import Timeline
+from acodm_cli.schedule.timeline import Timeline, rows_begin
 from acodm_cli.writing import atomic_file, in_short
 
 if TYPE_CHECKING:
@@ -151,6 +151,43 @@ class Schedule:
         weights_SK = self.per_domain["weight"].copy()
         weights_SK[:rows] = weights_SK[rows]
         return replace(self, per_domain=self.per_domain | {"weight": weights_SK})
+
+    @property
+    def sequences_K(self) -> NDArray[np.float64] | None:
+        """How many sequences of each domain the run trained on, None if this is not known of all. [K]"""
+        sizes_K = np.array([self.run.sequences.get(name, 0.0) for name in self.domains])
+        return sizes_K if (sizes_K > 0).all() else None
+
+    def epochs(self) -> NDArray[np.float64] | None:
+        """Returns how often each domain's sequences have been seen in all rows together, None if this is not known. [K]"""
+        sizes_K = self.sequences_K
+        return None if sizes_K is None else self.per_domain["samples"].sum(axis=0, dtype=np.int64) / sizes_K
+
+    def epochs_SK(self) -> NDArray[np.float32] | None:
+        """Returns how often each domain's sequences have been seen after each row, None if this is not known. [S, K]"""
+        sizes_K = self.sequences_K
+        if sizes_K is None:
+            return None
+        return (self.per_domain["samples"].cumsum(axis=0, dtype=np.int64) / sizes_K).astype(np.float32)
+
+    def steps_beyond(self, epochs: float) -> list[int | None] | None:
+        """Returns the step in which each domain is first seen more often than this, None for a domain that never is; None if this is
+        not known. Within a row of several steps, sequences count as evenly spread."""
+        sizes_K = self.sequences_K
+        if sizes_K is None:
+            return None
+        begin_S = rows_begin(self.step_S)
+        steps: list[int | None] = []
+        for index, size in enumerate(sizes_K):
+            drawn_S = self.per_domain["samples"][:, index].cumsum(dtype=np.int64)
+            row = int(np.searchsorted(drawn_S, epochs * size, side="right"))
+            if row == len(drawn_S):
+                steps.append(None)
+                continue
+            drawn = drawn_S[row - 1] if row else 0
+            share = (epochs * size - drawn) / (drawn_S[row] - drawn)
+            steps.append(int(begin_S[row] + share * (self.step_S[row] - begin_S[row])) + 1)
+        return steps
 
     @cached_property
     def timeline(self) -> Timeline:

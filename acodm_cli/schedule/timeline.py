@@ -23,7 +23,7 @@ class Timeline:
     def __init__(self, weights_SK: NDArray[Any], step_S: NDArray[np.int64], tokens_S: NDArray[np.int64]) -> None:
         assert len(weights_SK) == len(step_S) == len(tokens_S) > 0
         self.weights_SK = weights_SK
-        before_S, tokens_before_S = _before(step_S), _before(tokens_S)
+        before_S, tokens_before_S = rows_begin(step_S), rows_begin(tokens_S)
         self.middle_S = (before_S + 1 + step_S) / 2
         # The tokens that had been predicted when the middle step of each row began.
         share_S = (self.middle_S - 1 - before_S) / np.maximum(step_S - before_S, 1)
@@ -56,7 +56,7 @@ class Timeline:
         return weights_K / weights_K.sum()
 
 
-def _before(last_S: NDArray[np.int64]) -> NDArray[np.int64]:
+def rows_begin(last_S: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the end of the row before each. The row before the first ends where it would if the first were as long as
     the second, but not before the run begins."""
     first = max(0, 2 * last_S[0] - last_S[1]) if len(last_S) > 1 else 0

@@ -94,6 +94,28 @@ def test_csv_of_a_part(files: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert float(rows[1][2]) == pytest.approx(make_schedule(40).weights_SK[10:15, 1].mean(), rel=1e-5)
 
 
+def test_where_repetition_sets_in(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of 4 sequences a step there are 2 in web, which is seen 80 times, 20 in code, 8 times, and many in books."""
+    path, whole = str(tmp_path / "a.parquet"), make_schedule(40)
+    sizes = {"web": 2, "code": 20, "books": 1000}
+    replace(whole, info=whole.info | {"corpus": {"sequences": sizes}}).write(path)
+    _, out, _ = run(capsys, path)
+    said = "repeated  web past 4 epochs at step 3 and 16 epochs at step 9; code past 4 epochs at step 21; what"
+    assert said in out
+    assert "**80.00" in out
+    assert " *8.00" in out
+    assert " 0.16" in out
+    _, out, _ = run(capsys, path, "--json")
+    steps = [(each["beyond_4_epochs_at"], each["beyond_16_epochs_at"]) for each in json.loads(out)["domains"]]
+    assert steps == [(3, 9), (21, None), (None, None)]
+    _, out, _ = run(capsys, path, "--plot", "epochs", "--csv", "--steps", ":2")
+    assert out.splitlines() == ["step,tokens,web,code,books", "1,192,2,0.2,0.004", "2,384,4,0.4,0.008"]
+    assert "repetition by domain" in run(capsys, path, "--plot", "epochs")[1]
+    whole.write(tmp_path / "unknown.parquet")
+    code, _, err = run(capsys, str(tmp_path / "unknown.parquet"), "--plot", "epochs")
+    assert (code, "it does not know the sizes of its domains" in err) == (2, True)
+
+
 def test_plain_is_tab_separated(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, files[0], "--plain", "--domains", "books,web")
     lines = [line.split("\t") for line in out.splitlines()]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,21 @@ def test_columns_are_checked(path: Path) -> None:
         rewrite(path, changed)
         with pytest.raises(ScheduleError, match=message):
             Schedule.read(path)
+
+
+def test_epochs_by_hand() -> None:
+    """4 sequences per domain and step, of 8, 3 and 1000 that there are."""
+    schedule = make_schedule(6)
+    assert schedule.epochs() is schedule.epochs_SK() is schedule.steps_beyond(1) is None
+    sized = replace(schedule, info={"corpus": {"sequences": {"web": 8, "code": 3, "books": 1000}}})
+    epochs_K, epochs_SK = sized.epochs(), sized.epochs_SK()
+    assert epochs_K is not None
+    assert epochs_SK is not None
+    assert epochs_K == pytest.approx([3, 8, 0.024])
+    assert epochs_SK[:, 0] == pytest.approx([0.5, 1, 1.5, 2, 2.5, 3])
+    # After step 2, web has been seen once; code has been by its third sequence, in step 1.
+    assert sized.steps_beyond(1) == [3, 1, None]
+    assert sized.steps_beyond(4) == [None, 4, None]
+    # Two rows of three steps: web is through after a share of 8/12 of the first, that is with its second step.
+    rows = replace(sized, step_S=np.array([3, 6]), per_domain={"samples": np.full((2, 3), 12, dtype=np.int32)})
+    assert rows.steps_beyond(1) == [3, 1, None]
