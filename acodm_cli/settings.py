@@ -34,6 +34,7 @@ def setting(
     flag: str | None = "",
     commands: tuple[str, ...] = (),
     changeable: bool = False,
+    scaled: bool = False,
     panel: str = "",
 ) -> Any:
     """Declares one field of a settings class.
@@ -42,7 +43,8 @@ def setting(
     texts that are allowed, where the type is not a Literal, which lists them itself. flag: the option's name on the
     command line; empty for the field's own name with dashes, None for no option. commands: the commands that have the
     option; empty for all. changeable: whether the setting may be changed when the run is resumed, because it does not
-    change what the run computes (but for rounding). panel: the heading in `--help`; empty for the PANEL of the class.
+    change what the run computes (but for rounding). scaled: whether the command line takes a letter for the size of a whole number, as in
+    1.5T. panel: the heading in `--help`; empty for the PANEL of the class.
     """
     metadata = {
         "least": least,
@@ -53,6 +55,7 @@ def setting(
         "flag": flag,
         "commands": commands,
         "changeable": changeable,
+        "scaled": scaled,
         "panel": panel,
     }
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -83,6 +86,7 @@ class Declared:
     flag: str | None = ""
     commands: tuple[str, ...] = ()
     changeable: bool = False
+    scaled: bool = False
     panel: str = ""
 
     @property
@@ -109,7 +113,7 @@ class Declared:
         if self.kind not in (int, float):
             return None
         if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
-            return f"give {'a whole number' if self.kind is int else 'a number'}"
+            return f"give {'a whole number' if self.kind is int else 'a number'}" + ", such as 300B" * self.scaled
         number: Any = value
         inside = (
             abs(number) < _LARGEST

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
+from fractions import Fraction
 from typing import Any
 
 import typer
@@ -16,6 +18,7 @@ from acodm_cli.settings import Declared, declared
 _PAIRS = dict[str, str]
 # How the option of a number is shown in `--help`.
 _NUMBERS: dict[Any, str] = {int: "N", float: "X"}
+_SIZES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,19 @@ def _value(each: Declared, given: Any) -> Any:
         return tuple(given)
     if each.kind in _NUMBERS and isinstance(given, str):
         try:
-            return each.kind(given)
+            return _unscaled(given) if each.scaled else each.kind(given)
         except ValueError:
             raise UsageError(f"{each.option} {given}; {each.refusal(given)}") from None
     return given
+
+
+def _unscaled(text: str) -> int:
+    """Returns the whole number that is written with or without a letter for its size. Raises ValueError if it is none."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", text.upper())
+    number = Fraction(parts[1]) * _SIZES[parts[2]] if parts else None
+    if number is None or number.denominator != 1:
+        raise ValueError(text)
+    return int(number)
 
 
 def _pairs(each: Declared, texts: list[str]) -> dict[str, str] | None:

@@ -11,6 +11,9 @@ from acodm_cli.display.progress import make_console
 from acodm_cli.runs.settings import RunSettings, StartSettings
 from acodm_cli.settings import declared
 
+# What the target should have as the proxy had it, besides the corpus.
+LEARNED_WITH = ("lr_schedule", "lr_decay_share")
+
 
 def run_proxy_train(settings: RunSettings, start: StartSettings) -> None:
     """Carries the run out, and prints what to do next."""
@@ -20,9 +23,12 @@ def run_proxy_train(settings: RunSettings, start: StartSettings) -> None:
     evaluate_saved(settings, start, written)
     of_target = ["--init-from", "FOLDER"] if settings.init_from else ["--model", _larger(settings.model)]
     target = ["acodm", "apply", "--schedule", str(start.out), *of_target]
-    for name, each in declared(CorpusSettings).items():
-        if (value := getattr(settings, name)) != each.default and name != "cache_dir":
-            target += [str(each.option), str(value)]
+    if settings.for_tokens is not None:
+        target += ["--steps", str(max(1, settings.for_tokens // settings.tokens_per_step))]
+    known = declared(RunSettings)
+    for name in (*LEARNED_WITH, *declared(CorpusSettings)):
+        if (value := getattr(settings, name)) != known[name].default and name != "cache_dir":
+            target += [str(known[name].option), str(value)]
     look = shlex.join(["acodm", "inspect", str(start.out)])
     make_console().print(f"\nlook at it:  {look}\nuse it:      {shlex.join(target)}", highlight=False, soft_wrap=True)
     print(start.out)  # noqa: T201 - the result, for scripts

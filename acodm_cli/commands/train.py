@@ -12,6 +12,7 @@ from acodm_cli.corpus.cache import cache_folder, cached_bytes
 from acodm_cli.corpus.preflight import domain_uses
 from acodm_cli.corpus.targets import Target
 from acodm_cli.display.progress import PartsDisplay, TrainingDisplay, make_console, say_at_once
+from acodm_cli.display.style import human_count
 from acodm_cli.display.summary import (
     print_corpus,
     print_efficiency,
@@ -198,9 +199,20 @@ def _show_preflight(run: Run, disk: str, console: Console) -> None:
     """Shows what the run will use of its corpus, with the weights that it is known to follow, else with the prior."""
     s, planned_SK = run.settings, run.mixer.planned_weights()
     weights_SK = run.prior_K[None, :] if planned_SK is None else planned_SK
-    uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK, s.max_epochs)
+    uses = domain_uses(run.corpus, s.seq_len, s.batch, s.steps, weights_SK, s.max_epochs, s.corpus_share)
     whose = "prior" if planned_SK is None else "schedule's" if s.schedule else run.mixer.name
-    print_preflight(console, uses, whose)
+    of_target = None
+    if s.for_tokens is not None:
+        steps = s.for_tokens // s.tokens_per_step
+        of_target = domain_uses(run.corpus, s.seq_len, s.batch, steps, weights_SK, s.max_epochs)
+    print_preflight(console, uses, whose, of_target)
+    if s.for_tokens is not None:
+        _say(
+            console,
+            f"each domain is cut to {s.corpus_share:.3g} of its sequences; target's: the epochs of {human_count(s.for_tokens)} tokens "
+            "over all of them",
+            "dim",
+        )
     if s.prior == "importance":
         _say(console, "prior: importance, the mixture whose bigrams are most like the targets' guide text", "dim")
     if run.ranks.is_first:

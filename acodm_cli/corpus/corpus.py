@@ -60,6 +60,11 @@ class Corpus:
         """The number of training tokens per domain, times how often they count."""
         return self.tokens_K * np.array([self.upsampling.get(name, 1.0) for name in self.names])
 
+    def num_sequences(self, seq_len: int, share: float = 1.0) -> NDArray[np.int64]:
+        """The number of training sequences per domain, of a share of each: at least one. [K]"""
+        sizes_K = np.array([domain.train.num_sequences(seq_len) for domain in self.domains], dtype=np.int64)
+        return sizes_K if share == 1 else np.rint(share * sizes_K).astype(np.int64).clip(1)
+
     def duplicates(self) -> Duplicates | None:
         """Counts the exact duplicates of documents; None if documents are not known, as in files of tokens."""
         return count_duplicates(self.domains)

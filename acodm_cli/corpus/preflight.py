@@ -39,14 +39,16 @@ def domain_uses(
     steps: int,
     weights_SK: NDArray[np.float64],
     max_epochs: float | None = None,
+    share: float = 1.0,
 ) -> list[DomainUse]:
     """Computes what a run would use of each domain.
 
     weights_SK: the mixture over the run at S evenly spaced moments; a single row for constant weights. max_epochs: the
-    limit of epochs per domain; the weight that a domain has no room for goes to the others, as in the run."""
-    sizes_K = np.array([domain.train.num_sequences(seq_len) for domain in corpus.domains])
+    limit of epochs per domain; the weight that a domain has no room for goes to the others, as in the run. share: of each
+    domain's sequences, which are trained on."""
+    sizes_K = corpus.num_sequences(seq_len, share)
     if max_epochs is not None:
-        weights_SK = _capped(weights_SK, max_epochs * sizes_K, steps * batch)
+        weights_SK = _capped(weights_SK, np.float64(max_epochs) * sizes_K, steps * batch)
     drawn_SK = np.cumsum(weights_SK, axis=0) * steps * batch / len(weights_SK)
     uses = []
     for index, domain in enumerate(corpus.domains):
@@ -83,13 +85,16 @@ def _capped(weights_SK: NDArray[np.float64], limits_K: NDArray[np.float64], sequ
     return np.stack(rows)
 
 
-def check_room(corpus: Corpus, seq_len: int, batch: int, steps: int, max_epochs: float | None) -> None:
-    """Raises UsageError if --max-epochs leaves fewer sequences than the run needs."""
+def check_room(
+    corpus: Corpus, seq_len: int, batch: int, steps: int, max_epochs: float | None, share: float = 1.0
+) -> None:
+    """Raises UsageError if --max-epochs leaves fewer sequences than the run needs. share: of each domain's sequences, which are
+    trained on."""
     if max_epochs is None:
         return
     if not np.isfinite(max_epochs):
         raise UsageError(f"--max-epochs {max_epochs}: give a number, or leave it out for no limit")
-    sizes_K = np.array([domain.train.num_sequences(seq_len) for domain in corpus.domains])
+    sizes_K = corpus.num_sequences(seq_len, share)
     room = int(np.floor(max_epochs * sizes_K).sum()) - len(sizes_K)
     if room < steps * batch:
         raise UsageError(

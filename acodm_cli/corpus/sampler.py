@@ -126,9 +126,13 @@ class IndexSampler:
     Within an epoch of a domain no sequence repeats; each epoch has an order of its own.
     """
 
-    def __init__(self, sizes_K: Counts, batch: int, seed: int, max_epochs: float | None = None) -> None:
-        """sizes_K: the sequences of each domain. max_epochs: how often a domain may be seen, None for no limit."""
+    def __init__(
+        self, sizes_K: Counts, batch: int, seed: int, max_epochs: float | None = None, whole_K: Counts | None = None
+    ) -> None:
+        """sizes_K: the sequences of each domain. max_epochs: how often a domain may be seen, None for no limit. whole_K: the sequences
+        that each domain has, if only sizes_K of them are drawn: a random part, the same in every epoch. None for all."""
         self.sizes_K = sizes_K
+        self.whole_K = sizes_K if whole_K is None else whole_K
         self.batch = batch
         self.seed = seed
         self.step = 0
@@ -154,6 +158,11 @@ class IndexSampler:
         sizes_B = self.sizes_K[domains_B]
         keys_B = _key(self.seed, domains_B, numbers_B // sizes_B)
         indices_B = permuted(numbers_B % sizes_B, sizes_B, keys_B)
+        cut_B = (self.sizes_K < self.whole_K)[domains_B]
+        if cut_B.any():
+            # The part is where a permutation of the whole domain, which no epoch changes, sends the first sizes_K places.
+            cut_domains = domains_B[cut_B]
+            indices_B[cut_B] = permuted(indices_B[cut_B], self.whole_K[cut_domains], _key(self.seed, cut_domains))
         # The domains are mixed over the batch, so that every micro-batch and rank sees them.
         order = np.random.default_rng((self.seed, self.step)).permutation(self.batch)
         self.drawn_K += samples_K
@@ -201,9 +210,10 @@ class Sampler(IndexSampler):
         max_epochs: float | None = None,
         rank: int = 0,
         world_size: int = 1,
+        share: float = 1.0,
     ) -> None:
-        sizes_K = np.array([d.train.num_sequences(seq_len) for d in corpus.domains], dtype=np.int64)
-        super().__init__(sizes_K, batch, seed, max_epochs)
+        """share: of each domain's sequences, which are drawn."""
+        super().__init__(corpus.num_sequences(seq_len, share), batch, seed, max_epochs, corpus.num_sequences(seq_len))
         self.corpus = corpus
         self.seq_len = seq_len
         self.rows = slice(rank * batch // world_size, (rank + 1) * batch // world_size)

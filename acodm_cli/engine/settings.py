@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from acodm_cli.errors import UsageError
 from acodm_cli.settings import setting
 
+LrSchedule = Literal["cosine", "wsd", "linear", "constant"]
 Parallel = Literal["ddp", "fsdp"]
 Compile = Literal["auto", "on", "off"]
+
+# The share of the run over which wsd decays, by default. MiniCPM (2404.06395) finds 10% of a long run enough.
+DECAY_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,23 @@ class TrainSettings:
     lr: float | None = setting(None, least=1e-9, most=1.0)
     """The peak learning rate. Default: the model's published one; with --init-from 0.3 times that."""
 
-    lr_warmup: float = setting(0.01, least=0, most=1, flag=None)
+    lr_warmup: float = setting(0.01, least=0, most=1)
     """The share of the run's steps in which the learning rate rises to its peak."""
 
-    weight_decay: float = setting(0.1, least=0, flag=None)
+    lr_schedule: LrSchedule = "cosine"
+    """What the learning rate does after its warm-up. cosine, linear: fall over the rest of the run; wsd: stay, and fall linearly
+    at the end (MiniCPM, 2404.06395); constant: stay."""
+
+    lr_decay_share: float | None = setting(None, above=0, most=1)
+    """The share of the run's steps, at its end, in which the learning rate of wsd falls. Default: 0.2."""
+
+    lr_min: float = setting(0.1, least=0, most=1)
+    """What the learning rate falls to by the end of the run, as a share of its peak."""
+
+    weight_decay: float = setting(0.1, least=0)
     """The weight decay of AdamW, of matrices only."""
 
-    clip: float = setting(1.0, above=0, flag=None)
+    clip: float = setting(1.0, above=0)
     """The norm that the gradient is clipped to."""
 
     seed: int = setting(0, least=0, most=2**31 - 1)
@@ -84,6 +99,10 @@ class TrainSettings:
     """The number of validation sequences per domain or target, spread evenly over its text. Default: what a tenth of the run's
     time allows, at most 1024."""
 
+    for_tokens: int | None = setting(None, least=1, commands=("proxy-train",), scaled=True, panel="Corpus")
+    """The token budget of the target's run, such as 300B. Each domain is cut to the share of its sequences that this run's budget
+    is of it, so that the proxy repeats a domain as often as the target will."""
+
     max_epochs: float | None = setting(None, least=0.01, panel="Corpus")
     """Never repeat a domain more often than this; its weight goes to the others."""
 
@@ -91,6 +110,33 @@ class TrainSettings:
     def model_name(self) -> str:
         """What the user calls the model: where its weights come from, or its configuration."""
         return self.init_from or self.model
+
+    @property
+    def corpus_share(self) -> float:
+        """The share of each domain's sequences that are trained on."""
+        return 1.0 if self.for_tokens is None else min(1.0, self.steps * self.tokens_per_step / self.for_tokens)
+
+    @property
+    def decay_share(self) -> float | None:
+        """The share of the run's steps in which the learning rate of wsd falls, None of another schedule."""
+        if self.lr_schedule != "wsd":
+            return None
+        return DECAY_SHARE if self.lr_decay_share is None else self.lr_decay_share
+
+    def check_learning_rate(self) -> None:
+        """Raises UsageError if an option of the learning rate does nothing beside another, or the parts of wsd do not fit."""
+        if self.lr_decay_share is not None and self.lr_schedule != "wsd":
+            raise UsageError(
+                f"--lr-decay-share {self.lr_decay_share:g} does nothing with --lr-schedule {self.lr_schedule}; leave it out, or "
+                "give --lr-schedule wsd"
+            )
+        if self.lr_schedule == "constant" and self.lr_min != TrainSettings.lr_min:
+            raise UsageError(f"--lr-min {self.lr_min:g} does nothing with --lr-schedule constant; leave it out")
+        if self.decay_share is not None and self.lr_warmup + self.decay_share > 1:
+            raise UsageError(
+                f"--lr-warmup {self.lr_warmup:g} and the decay of wsd over {self.decay_share:g} of the run are more than all of it; "
+                "lower --lr-warmup or --lr-decay-share"
+            )
 
     @property
     def tokens_per_step(self) -> int:

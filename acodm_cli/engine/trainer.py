@@ -150,7 +150,9 @@ class Trainer:
         s, ranks = self.settings, self.ranks
         assert s.lr is not None
         self.optimizer = make_optimizer(self.model, s.lr, s.weight_decay)
-        self.sampler = Sampler(self.corpus, s.batch, s.seq_len, s.seed, s.max_epochs, ranks.rank, ranks.world_size)
+        self.sampler = Sampler(
+            self.corpus, s.batch, s.seq_len, s.seed, s.max_epochs, ranks.rank, ranks.world_size, s.corpus_share
+        )
         self.norms = NormReader(self.model, self.mixer.depths)
         self.step = 0
         self.observation = self._first_observation()
@@ -396,9 +398,7 @@ class Trainer:
     # Observations
 
     def _learning_rate(self) -> float:
-        settings = self.settings
-        assert settings.lr is not None
-        return learning_rate(self.step, settings.steps, settings.lr, settings.lr_warmup)
+        return learning_rate(self.step, self.settings)
 
     def _first_observation(self) -> Observation:
         """What the mixer sees before the first batch. Every loss is that of a uniform prediction, ln(vocabulary), or, of a model that

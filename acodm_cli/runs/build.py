@@ -54,13 +54,12 @@ from acodm_cli.runs.guides import guide_texts, guides_of, kept_names, objective_
 from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory
 from acodm_cli.runs.run import Run
 from acodm_cli.runs.settings import RunSettings
+from acodm_cli.runs.transfer import warn_of_cut, warn_of_differences
 from acodm_cli.schedule.library import find_schedule
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.settings import as_given, declared
 
 ALONE = Ranks()
-# A schedule that is replayed over so many times its tokens is warned of.
-STRETCHED = 10
 # The settings of guide passes, and which share of the batch a pass has by default.
 GUIDE = ("guide", "target_balance", "guide_every", "guide_sequences")
 GUIDE_SHARE = 16
@@ -122,16 +121,11 @@ def build_run(
         tokens = dict(zip(corpus.names, corpus.upsampled_tokens_K.tolist(), strict=True))
         domain_map = read_map(settings.map, schedule.domains, tokens)
         corpus = corpus.in_order_of(list(domain_map.tokens))
-        if schedule.run.tokenizer_fingerprint not in ("", corpus.tokenizer.fingerprint):
-            warn("the schedule was learned with another tokenizer; its weights are shares of that one's tokens")
-        _warn_of_stretching(settings, schedule, warn)
-        if schedule.run.trained != (trained is not None) and settings.mode != "replay":
-            whose, ours = ("trained", "fresh") if schedule.run.trained else ("fresh", "trained")
-            warn(
-                f"the policy was learned with {whose} weights, and this run begins with {ours} ones; its losses mean other things"
-            )
     corpus.check_sequences(settings.seq_len)
-    check_room(corpus, settings.seq_len, settings.batch, settings.steps, settings.max_epochs)
+    check_room(corpus, settings.seq_len, settings.batch, settings.steps, settings.max_epochs, settings.corpus_share)
+    warn_of_cut(settings, corpus, warn)
+    if schedule is not None and domain_map is not None:
+        warn_of_differences(settings, schedule, corpus, domain_map, trained is None, warn)
     targets = ranks.in_turn(lambda: open_targets(settings, corpus, settings.text_field, settings.seq_len))
     for target in targets:
         if trained_on := overlap(target, corpus):
@@ -318,17 +312,6 @@ def _check_data_options(settings: RunSettings) -> None:
                 "says how text is read; give the text with --data" if settings.data is None else "is for hub datasets"
             )
             raise UsageError(f"{option} {what}, or leave it out")
-
-
-def _warn_of_stretching(settings: RunSettings, schedule: Schedule, warn: Callable[[str], None]) -> None:
-    """Warns if recorded weights are to be stretched over a budget that is another one altogether."""
-    recorded, budget = int(schedule.tokens_S[-1]), settings.steps * settings.tokens_per_step
-    stretched = settings.mode == "replay" and settings.replay_by == "progress" and len(schedule) > 1
-    if stretched and 0 < STRETCHED * recorded < budget:
-        warn(
-            f"weights recorded over {recorded:.3g} tokens are stretched over {budget:.3g}, {budget / recorded:.0f} times as "
-            "many: what was learned early holds for long, and small domains are repeated more often than it was learned with"
-        )
 
 
 def _with_prior(settings: RunSettings, corpus: Corpus, mixer: Mixer | type[Mixer], objective: Objective) -> RunSettings:

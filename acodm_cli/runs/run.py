@@ -346,6 +346,13 @@ class Run:
             "token_budget": s.steps * s.tokens_per_step,
             "seed": s.seed,
             "learning_rate": self.trainer.settings.lr,
+            "lr_schedule": {
+                "name": s.lr_schedule,
+                "warmup": s.lr_warmup,
+                "decay_share": s.decay_share,
+                "min": None if s.lr_schedule == "constant" else s.lr_min,
+            },
+            "for_tokens": s.for_tokens,
             "dtype": "bf16" if self.compute.dtype == torch.bfloat16 else "fp32",
             "prior": dict(zip(self.corpus.names, self.prior_K.tolist(), strict=True)),
             "mixer": {"name": self.mixer.name, "settings": self.mixer.settings()},

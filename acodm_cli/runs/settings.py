@@ -78,7 +78,7 @@ class RunSettings(
     The settings are stored in the run's folder, so that `--resume` needs only `--out`.
 
     Raises:
-        UsageError: a value is out of its range.
+        UsageError: a value is out of its range, or does nothing beside another.
     """
 
     command: Command = setting("proxy-train", flag=None)
@@ -86,6 +86,7 @@ class RunSettings(
 
     def __post_init__(self) -> None:
         check_options(self)
+        self.check_learning_rate()
 
     @property
     def all_steps(self) -> int:

@@ -42,6 +42,22 @@ def test_the_next_command_is_printed_and_complete(small: list[object], tmp_path:
     assert Path(use[4]) == small[3]
 
 
+def test_a_proxy_for_a_budget_shows_both_epochs_and_the_targets_command(small: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    options = ["--mixer", "uniform", "--steps", 20, "--for-tokens", "0.1024M", "--lr-schedule", "wsd", *small]
+    outcome = acodm("proxy-train", "--out", out, *options)
+    assert outcome.code == 0, outcome.stderr
+    assert "--steps 400 --lr-schedule wsd --data" in outcome.stderr, "20 x 8 x 32 tokens are a twentieth of the budget"
+    epochs_K = Schedule.load(out).epochs()
+    assert epochs_K is not None
+    for name, epochs in zip(Schedule.load(out).domains, epochs_K, strict=True):
+        table = next(line.split() for line in outcome.stderr.splitlines() if line.startswith(f"{name} "))
+        proxys, targets = map(float, table[6:8])
+        assert proxys == pytest.approx(targets, rel=0.1)
+        assert proxys == pytest.approx(epochs, abs=0.02)
+    assert "each domain is cut to 0.05 of its sequences" in outcome.stderr
+
+
 def independent_validation(model_folder: Path, data: Path, texts: list[HeldOutText]) -> tuple[list[float], list[float]]:
     """Losses and bits per byte of domains, with transformers and tokenizers alone. texts: which windows were validated."""
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)

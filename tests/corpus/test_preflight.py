@@ -23,3 +23,15 @@ def test_what_max_epochs_cuts_goes_to_the_others(corpus: Corpus, moments: int) -
         assert before.weight < after.weight
         assert after.epochs <= 1.5 + 1e-9
     assert sum(use.weight for use in capped) == pytest.approx(1)
+
+
+def test_a_cut_corpus_is_repeated_as_often_as_by_the_target(corpus: Corpus) -> None:
+    """The proxy has a hundredth of the target's steps."""
+    sizes_K = corpus.num_sequences(SEQ_LEN)
+    weights_SK = np.array([[0.6, 0.2, 0.1, 0.1]])
+    steps = int(sizes_K.sum()) // 8
+    of_target = domain_uses(corpus, SEQ_LEN, 8, 100 * steps, weights_SK)
+    of_proxy = domain_uses(corpus, SEQ_LEN, 8, steps, weights_SK, share=0.01)
+    for proxy, target, size in zip(of_proxy, of_target, sizes_K, strict=True):
+        assert proxy.epochs == pytest.approx(target.epochs * 0.01 * size / round(0.01 * size))
+        assert target.epochs == pytest.approx(target.weight * 800 * steps / size)

@@ -165,3 +165,46 @@ def test_max_epochs_is_never_exceeded(corpus: Corpus) -> None:
         sampler.draw(executed_K)
     assert (sampler.drawn_K <= 1.5 * sampler.sizes_K).all()
     assert executed_K[0] < 0.01, "the first domain is used up, and its weight went to the others"
+
+
+def test_a_part_of_each_domain_is_the_same_in_every_epoch(corpus: Corpus) -> None:
+    """A random part, in a new order each time; another one with another seed."""
+    parts = []
+    for seed in (0, 1):
+        sampler = Sampler(corpus, batch=1, seq_len=16, seed=seed, share=0.04)
+        whole_K = corpus.num_sequences(16)
+        assert sampler.sizes_K.tolist() == np.rint(0.04 * whole_K).tolist()
+        seen: list[list[int]] = [[] for _ in corpus.names]
+        while sampler.epochs_K.min() < 3:
+            domains_B, indices_B, _ = sampler.pick(np.full(4, 0.25))
+            for domain, index in zip(domains_B.tolist(), indices_B.tolist(), strict=True):
+                seen[domain].append(index)
+        for domain, size in enumerate(sampler.sizes_K.tolist()):
+            epochs = [seen[domain][start : start + size] for start in (0, size, 2 * size)]
+            assert len(set(epochs[0])) == size
+            assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+            assert epochs[0] != epochs[1] != epochs[2]
+            # The mean of a random part is that of the domain, within four standard errors of a uniform draw.
+            assert np.mean(epochs[0]) / whole_K[domain] == pytest.approx(0.5, abs=4 * np.sqrt(1 / 12 / size))
+        parts.append([set(indices) for indices in seen])
+    assert all(one != other for one, other in zip(*parts, strict=True))
+
+
+def test_a_part_is_shared_by_ranks_and_resumed(corpus: Corpus) -> None:
+    alone = Sampler(corpus, 8, 16, seed=3, share=0.05)
+    ranks = [Sampler(corpus, 8, 16, seed=3, rank=rank, world_size=2, share=0.05) for rank in range(2)]
+    weights_K = np.array([0.7, 0.1, 0.1, 0.1])
+    for _ in range(30):
+        expected = alone.draw(weights_K)
+        assert torch.equal(torch.cat([sampler.draw(weights_K).tokens_BU for sampler in ranks]), expected.tokens_BU)
+    assert alone.epochs_K.max() > 2
+    resumed = Sampler(corpus, 8, 16, seed=3, share=0.05)
+    resumed.load_state_dict(alone.state_dict())
+    assert torch.equal(resumed.draw(weights_K).tokens_BU, alone.draw(weights_K).tokens_BU)
+
+
+def test_at_least_one_sequence_of_a_domain_is_left(corpus: Corpus) -> None:
+    sampler = Sampler(corpus, 8, 16, seed=0, share=1e-9)
+    assert sampler.sizes_K.tolist() == [1, 1, 1, 1]
+    first, second = sampler.draw(np.full(4, 0.25)), sampler.draw(np.full(4, 0.25))
+    assert len({tuple(row) for row in torch.cat([first.tokens_BU, second.tokens_BU]).tolist()}) == 4

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from acodm_cli.alignment.probe import select_layers
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.engine.estimate import flops_per_token
 from acodm_cli.engine.models import build_model, model_config
-from acodm_cli.engine.optimizer import learning_rate
 from acodm_cli.engine.trainer import Trainer
 from acodm_cli.errors import AcodmError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
@@ -188,14 +186,6 @@ class FixedLearner(AcOdmLearner):
     def weights(self, observation: Observation) -> Array:
         super().weights(observation)
         return static().weights_K
-
-
-def test_learning_rate_schedule() -> None:
-    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert rates[55] == pytest.approx(0.55)
-    assert rates[-1] == pytest.approx(0.1, abs=0.01)
-    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
 def test_policy_of_six_layers_drives_twelve_without_domain_gradients(corpus: Corpus, tmp_path: Path) -> None:

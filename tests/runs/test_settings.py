@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pkgutil import walk_packages
@@ -10,6 +11,7 @@ import pytest
 
 import acodm_cli
 from acodm_cli.commands.inspect_settings import InspectSettings
+from acodm_cli.commands.options import Given
 from acodm_cli.engine.settings import TrainSettings
 from acodm_cli.errors import UsageError
 from acodm_cli.runs.settings import RunSettings, StartSettings
@@ -114,3 +116,17 @@ def test_every_setting_is_an_option_with_its_text(command: str, monkeypatch: pyt
 def test_the_engine_takes_its_group_as_it_is() -> None:
     assert issubclass(RunSettings, TrainSettings)
     assert {field.name for field in fields(TrainSettings)} <= {field.name for field in fields(RunSettings)}
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("300B", 300 * 10**9), ("1.5t", 15 * 10**11), ("0.1m", 10**5), ("2k", 2000), ("12", 12), ("307200", 307_200)],
+)
+def test_a_budget_may_have_a_letter(text: str, tokens: int) -> None:
+    assert Given({"for_tokens": text}, set()).of(TrainSettings) == {"for_tokens": tokens}
+
+
+@pytest.mark.parametrize("text", ["", "B", "1.5", "1e9", "-3B", "3Q", "0.0001K", "1_000"])
+def test_a_budget_is_a_whole_number(text: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"--for-tokens {text}; give a whole number, such as 300B")):
+        Given({"for_tokens": text}, set()).of(TrainSettings)

@@ -38,6 +38,11 @@ def test_scale_free() -> None:
     assert np.allclose(encode_state(small), encode_state(large))
 
 
+def test_the_learning_rate_is_no_part_of_it() -> None:
+    """So a policy sees the same under every schedule of the learning rate, but for what that does to losses and weights."""
+    assert torch.equal(encode_state(replace(observation(), learning_rate=0.5)), encode_state(observation()))
+
+
 def test_running_moments() -> None:
     states = np.random.default_rng(0).normal(3, 2, (200, 4))
     states[:, 3] = 1.0  # never moves
