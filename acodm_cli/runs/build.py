@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +27,17 @@ from acodm_cli.corpus.preflight import check_room
 from acodm_cli.corpus.settings import TargetSettings
 from acodm_cli.corpus.store_writer import OnProgress
 from acodm_cli.corpus.targets import Target, open_targets, overlap
-from acodm_cli.corpus.tokenizer import Tokenizer, load_tokenizer
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.guide import Guide
 from acodm_cli.engine.models import (
     PRESETS,
-    build_model,
     check_causal,
     checkpoint_activations,
     default_lr,
     model_config,
 )
-from acodm_cli.engine.trained import continued_model, has_weights, load_model, trained_config, trained_folder
+from acodm_cli.engine.trained import load_model, trained_config
 from acodm_cli.engine.trainer import Trainer
 from acodm_cli.errors import ScheduleError, UsageError
 from acodm_cli.mixing.acodm.transfer import make_mapped_mixer
@@ -51,6 +48,7 @@ from acodm_cli.mixing.mixer import Array, Mixer, Task, with_uniform
 from acodm_cli.mixing.objective import Objective
 from acodm_cli.mixing.settings import MIXER_OF_MODE
 from acodm_cli.runs.guides import guide_texts, guides_of, kept_names, objective_of
+from acodm_cli.runs.initial_model import fit_vocabulary, initial_model, trained_weights, with_own_tokenizer
 from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory
 from acodm_cli.runs.run import Run
 from acodm_cli.runs.settings import RunSettings
@@ -104,7 +102,7 @@ def build_run(
         )
     compute = choose_compute(settings.device, settings.dtype, ranks.local_rank if ranks.many else None)
     # This finds an unknown model before minutes of tokenisation.
-    trained = _trained(settings, ranks, warn)
+    trained = trained_weights(settings, ranks, warn)
     if trained is None:
         model_config(settings.model, 128, settings.seq_len)
     else:
@@ -112,7 +110,7 @@ def build_run(
     if corpus is None:
         _check_data_given(settings, schedule)
         _check_data_options(settings)
-        of_corpus = _with_own_tokenizer(settings, trained)
+        of_corpus = with_own_tokenizer(settings, trained)
         corpus = ranks.in_turn(lambda: open_corpus(of_corpus, on_progress, settings.seq_len))
     for warning in corpus.warnings:
         warn(warning)
@@ -149,7 +147,7 @@ def build_run(
     if trained is None:
         config = model_config(settings.model, corpus.tokenizer.padded_vocab_size, settings.seq_len)
     else:
-        _fit_vocabulary(settings, config, trained, corpus.tokenizer)
+        fit_vocabulary(settings, config, trained, corpus.tokenizer)
     config.eos_token_id = corpus.tokenizer.end_of_document
     micro_batch, memory = plan_memory(settings, config, compute, ranks)
     training = replace(settings, micro_batch=micro_batch, lr=settings.lr or default_lr(config, fresh=trained is None))
@@ -157,7 +155,7 @@ def build_run(
     sharded = ranks.many and settings.parallel == "fsdp"
     with memory_errors(settings):
         host = torch.device("cpu") if sharded else compute.device
-        model = _model(settings, config, trained, host)
+        model = initial_model(settings, config, trained, host)
         if trained is not None or settings.model not in PRESETS:
             check_causal(model, settings.model_name, host)
         if settings.activation_checkpointing:
@@ -174,7 +172,7 @@ def build_run(
         reports = [target.report for target in targets]
 
         def build() -> nn.Module:  # on the host, where the weights are drawn in any case
-            return _model(settings, config, trained, torch.device("cpu"))
+            return initial_model(settings, config, trained, torch.device("cpu"))
 
         trainer = Trainer(
             model,
@@ -196,69 +194,6 @@ def build_run(
     inputs |= {f"target {target.name}": target.key for target in targets}
     inputs |= {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
     return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn, targets, objective, domain_map)
-
-
-# The model
-
-
-def _trained(settings: RunSettings, ranks: Ranks, warn: Callable[[str], None]) -> Path | None:
-    """Returns the folder of the weights to go on with, None for fresh ones.
-
-    Raises:
-        UsageError: there are no such weights, or an option does nothing beside them, or without them.
-    """
-    if settings.init_from is not None:
-        if "model" in settings.changed():
-            raise UsageError("--init-from brings its own configuration; leave --model out")
-        source = settings.init_from
-        return ranks.in_turn(lambda: trained_folder(source))
-    if settings.resize_embeddings:
-        raise UsageError("--resize-embeddings is for --init-from; leave it out")
-    if settings.model not in PRESETS and has_weights(Path(settings.model)):
-        warn(
-            f"the weights in {settings.model} are not used, only its configuration; to go on with them, give --init-from "
-            f"{settings.model} instead of --model"
-        )
-    return None
-
-
-def _model(settings: RunSettings, config: Any, trained: Path | None, device: torch.device) -> nn.Module:
-    if trained is None:
-        return build_model(config, settings.seed, device)
-    return continued_model(trained, config, settings.seed, device)
-
-
-def _with_own_tokenizer(settings: RunSettings, trained: Path | None) -> RunSettings:
-    """Returns the settings with the tokenizer of trained weights, unless the user gave one."""
-    if trained is None or settings.tokenizer is not None:
-        return settings
-    if not (trained / "tokenizer.json").is_file():
-        raise UsageError(f"--init-from {settings.init_from} has no tokenizer.json; give its tokenizer with --tokenizer")
-    return replace(settings, tokenizer=str(trained))
-
-
-def _fit_vocabulary(settings: RunSettings, config: Any, trained: Path, tokenizer: Tokenizer) -> None:
-    """Checks that trained weights know the tokens of the corpus, or lets `config` have rows for all of them.
-
-    Raises:
-        UsageError: they were trained with another tokenizer, or have too few rows, and the user did not ask for others.
-    """
-    source, fits = settings.init_from, tokenizer.vocab_size <= config.vocab_size
-    if not settings.resize_embeddings:
-        own = load_tokenizer(str(trained), tokenizer.end_text) if (trained / "tokenizer.json").is_file() else tokenizer
-        ids, own_ids = (each.backend.get_vocab(with_added_tokens=True) for each in (tokenizer, own))
-        if ids != own_ids:
-            raise UsageError(
-                f"tokenizer {tokenizer.name} is not that of --init-from {source}: its tokens have other numbers; leave --tokenizer "
-                "out, or give --resize-embeddings to train with it all the same"
-            )
-        if not fits:
-            raise UsageError(
-                f"--init-from {source} has {config.vocab_size:,} embeddings, and tokenizer {tokenizer.name} {tokenizer.vocab_size:,} "
-                "tokens; give its own tokenizer, or --resize-embeddings for fresh rows"
-            )
-    elif not fits:
-        config.vocab_size = tokenizer.padded_vocab_size
 
 
 # The mixture
