@@ -64,7 +64,7 @@ GUIDE_SHARE = 16
 # The share of uniform weights in the prior that targets give, so that every domain is drawn sometimes.
 IMPORTANCE_UNIFORM = 0.05
 # The share of what must not be forgotten in the prior, where nobody gave one.
-KEPT_SHARE = 0.3
+KEPT_SHARE = 0.25
 
 
 def _warn(message: str) -> None:

@@ -253,7 +253,7 @@ def test_what_is_kept_is_priced_and_reported(saved: Path, corpus: Corpus, tmp_pa
         *("arithmetic", "prose", "tables"),
         *("code", "sums"),
     ]
-    assert run.prior_K.tolist() == pytest.approx([0.7 / 3, 0.3, 0.7 / 3, 0.7 / 3])
+    assert run.prior_K.tolist() == pytest.approx([0.25, 0.25, 0.25, 0.25])
     schedule = run.schedule()
     assert schedule.run.kept == ("code", "sums")
     assert schedule.run.keep_budget == 0.05

@@ -16,7 +16,7 @@ from acodm_cli.mixing.mixer import Array
 # The share that the average of a rise keeps per look. A look has a sequence or two of a part, against the same ones before training.
 _EMA = 0.8
 # How much a price rises at once, and per look, for every budget that a loss is above its budget.
-_PROPORTIONAL, _INTEGRAL = 3.0, 0.5
+_PROPORTIONAL, _INTEGRAL = 1.0, 0.2
 _MOST = 10.0
 
 
