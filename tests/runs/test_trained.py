@@ -234,34 +234,34 @@ def test_refuses_to_keep(changes: dict[str, Any], said: str, saved: Path, corpus
 
 
 def test_what_is_kept_is_priced_and_reported(saved: Path, corpus: Corpus, tmp_path: Path) -> None:
-    """A domain and a target are kept: they are no part of what the run is for, and the record tells of both."""
+    """Two domains and a target are kept: they are no part of what the run is for, and the record tells of all."""
     target = str(write_target(tmp_path / "sums.jsonl", "arithmetic"))
     settings = replace(
         CONTINUED,
         steps=4,
         init_from=str(saved),
         target=(target,),
-        keep=("sums", "code"),
+        keep=("sums", "code,prose"),
         guide_every=1,
         keep_budget=0.05,
     )
     run = finished(settings, corpus)
     assert run.objective.targets == ()
-    assert run.objective.weights_J == (1.0, 0.0, 1.0, 1.0), "the mean over the domains that are not kept"
+    assert run.objective.weights_J == (1.0, 0.0, 0.0, 1.0), "the mean over the domains that are not kept"
     assert run.trainer.guide is not None
     assert [text.name for text in run.trainer.guide.texts] == [
-        *("arithmetic", "prose", "tables"),
-        *("code", "sums"),
+        *("arithmetic", "tables"),
+        *("code", "prose", "sums"),
     ]
-    assert run.prior_K.tolist() == pytest.approx([0.25, 0.25, 0.25, 0.25])
+    assert run.prior_K.tolist() == pytest.approx([0.375, 0.125, 0.125, 0.375])
     schedule = run.schedule()
-    assert schedule.run.kept == ("code", "sums")
+    assert schedule.run.kept == ("code", "prose", "sums")
     assert schedule.run.keep_budget == 0.05
-    for name in ("code", "sums"):
+    for name in ("code", "prose", "sums"):
         assert np.isfinite(schedule.per_step[f"keep.{name}.price"]).all()
         assert schedule.per_step[f"keep.{name}.rise"][0] == pytest.approx(0.0, abs=1e-6), "before the first step"
     measured_J = schedule.per_domain["validation_loss"][-1]
-    assert schedule.per_step["objective"][-1] == pytest.approx(np.delete(measured_J, 1).mean(), rel=1e-6)
+    assert schedule.per_step["objective"][-1] == pytest.approx(np.delete(measured_J, [1, 2]).mean(), rel=1e-6)
 
 
 def test_mixers_that_do_not_learn_only_measure_what_is_kept(saved: Path, corpus: Corpus) -> None:
