@@ -185,6 +185,12 @@ def test_dataset_in_a_manifest(texts: forms.Texts, corpus: Corpus, tokenizer_fil
     assert found.weights == {"code": 3.0, "prose": 1.0}
 
 
+def test_a_manifest_says_what_is_kept(data: Path, tokenizer_file: Path, cache: Path, tmp_path: Path) -> None:
+    tables = "".join(f'[domains.{name}]\nfiles = "{data}/{name}/train*"\nkeep = {word}\n' for name, word in (("code", "true"), ("prose", "false")))  # fmt: skip
+    (tmp_path / "m.toml").write_text(tables + f'[targets.sums]\nfiles = "{data}/tables/train.jsonl*"\nkeep = true\n')
+    assert opened(tmp_path / "m.toml", tokenizer_file, cache).keep == ["code", "sums"]
+
+
 def test_arrow_files_and_streams(texts: forms.Texts, tmp_path: Path) -> None:
     table = pa.table({"text": texts["code"]["train"], "n": range(len(texts["code"]["train"]))})
     for name, new in (("file.arrow", pa.ipc.new_file), ("stream.arrow", pa.ipc.new_stream)):
@@ -302,6 +308,9 @@ def broken_corpora(folder: Path, kind: str) -> str:
     elif kind == "some weights":
         (folder / "m.toml").write_text('[domains.a]\nfiles = "a/*"\nweight = 1\n[domains.b]\nfiles = "b/*"\n')
         return str(folder / "m.toml")
+    elif kind == "keep what":
+        (folder / "m.toml").write_text('[domains.a]\nfiles = "a/*"\nkeep = 1\n[domains.b]\nfiles = "b/*"\n')
+        return str(folder / "m.toml")
     elif kind == "one file":
         return str(folder / "a" / "x.jsonl")
     elif kind == "held out, as a domain":
@@ -324,6 +333,7 @@ def broken_corpora(folder: Path, kind: str) -> str:
         ("matched twice", r"x.jsonl is matched twice"),
         ("unknown key", r"unknown key 'file'; known: .*files"),
         ("some weights", r"no weight for b; give every domain a weight, or none"),
+        ("keep what", r"domain a: keep = 1 is not of type bool"),
         (
             "held out, as a domain",
             r"test-00000-of-00001.jsonl is held out, but of which domain.* sub-folder .* DOMAIN.test-00000",

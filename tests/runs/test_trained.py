@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -125,10 +126,16 @@ def test_the_learning_rate_is_lower() -> None:
 def test_the_command_tells(saved: Path, small: list[object], tmp_path: Path) -> None:
     """Its own tokenizer is used, the title says how it goes on, and the summary what it was."""
     without = [*small[:2], *small[4:]]  # no --tokenizer
-    outcome = acodm("proxy-train", "--init-from", saved, "--steps", 2, "--out", tmp_path / "a.parquet", *without)
+    start = ["proxy-train", "--init-from", saved, "--steps", 2, "--keep", "code"]
+    outcome = acodm(*start, "--out", tmp_path / "a.parquet", *without)
     assert outcome.code == 0, outcome.stderr
     assert "goes on with trained weights; learning rate: warmed up again, to 0.0003" in outcome.stderr
     assert "before training: " in outcome.stderr
+    assert re.search(
+        r"kept +loss before +loss now +rise +budget\ncode +\d\.\d{4} +\d\.\d{4} +[+-]\d\.\d% +2\.0%", outcome.stderr
+    )
+    inspected = acodm("inspect", tmp_path / "a.parquet")
+    assert re.search(r"kept +\d of 1 within 0\.02 of their loss before training; worst: code", inspected.stdout)
     schedule = Schedule.read(tmp_path / "a.parquet")
     assert schedule.run.model == "model"
     fresh = acodm("apply", "--schedule", tmp_path / "a.parquet", "--model", "pythia-14m", "--steps", 2, "--out", tmp_path / "b.parquet", *small)  # fmt: skip
