@@ -166,6 +166,11 @@ def cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
+def uncell(text: str) -> str:
+    """Returns the text that `cell` made this of."""
+    return text[1:] if text[:1] == "'" and cell(text[1:]) != text[1:] else text
+
+
 def few(names: Sequence[str]) -> str:
     """Returns the first three names on one line, with dots if there are more."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from acodm_cli.commands.inspect_settings import InspectSettings
-from acodm_cli.display.style import printable
+from acodm_cli.display.style import printable, width_of
 from acodm_cli.errors import UsageError
 from acodm_cli.exports.catalog import exporter
 from acodm_cli.exports.plan import Plan, Target
@@ -55,7 +56,7 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
                 file.write(text.encode())
     except OSError as error:
         raise UsageError(f"cannot write to {settings.out}: {in_short(error)}; choose another --out") from None
-    console = Console(stderr=True, highlight=False, markup=False)
+    console = Console(stderr=True, highlight=False, markup=False, width=width_of(sys.stderr))
     _report(console, schedule, plan, module.realised(export.files, plan), module.TRAINER)
     for note in export.notes:
         console.print(Text(f"note: {printable(note)}"), soft_wrap=True)

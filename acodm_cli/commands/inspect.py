@@ -150,18 +150,25 @@ def _compared(first: View, view: View) -> dict[str, Any]:
 
 
 def _print_csv(views: list[View], what: str) -> None:
-    """Prints a row per step and a column per domain of any view. With several views, a first column names the view."""
+    """Prints a row per step and a column per domain of any view. With several views, a first column names the view. The weights of
+    a step add up to 1 in float64, so that others can take them for probabilities."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     order = domain_order(views)
     all_curves = [view.curves(what, len(view.schedule), order) for view in views]
     names = list(dict.fromkeys(name for curves in all_curves for name in curves.names))
     several = len(views) > 1
+    # The shortest digits that are read as the same number; what was measured does not have so many.
+    write = repr if what == "weights" else "{:.6g}".format
     writer.writerow([*(["schedule"] if several else []), "step", "tokens", *(cell(printable(name)) for name in names)])
     for view, curves in zip(views, all_curves, strict=True):
         values_RN = np.full((len(curves.step_R), len(names)), np.nan)
         values_RN[:, [names.index(name) for name in curves.names]] = curves.values_RN
-        for step, tokens, values in zip(curves.step_R.tolist(), curves.tokens_R.tolist(), values_RN, strict=True):
-            row = [step, tokens, *("" if np.isnan(value) else f"{value:.6g}" for value in values)]
+        if what == "weights":
+            values_RN /= view.schedule.weights_SK.sum(axis=1, keepdims=True)
+        for step, tokens, values in zip(
+            curves.step_R.tolist(), curves.tokens_R.tolist(), values_RN.tolist(), strict=True
+        ):
+            row = [step, tokens, *("" if np.isnan(value) else write(value) for value in values)]
             writer.writerow([cell(printable(view.name)), *row] if several else row)
 
 

@@ -16,8 +16,8 @@ class InspectSettings:
     """The settings that say what to show of schedules, and in which form."""
 
     schedules: list[str] = setting(MISSING)
-    """One schedule to show, or several to compare: files, folders of runs that are still going (out.run), or names of
-    reference schedules."""
+    """One schedule to show, or several to compare: files (.parquet; your own weights also as .csv or .json), folders of runs that
+    are still going (out.run), or names of reference schedules."""
 
     plot: str = setting("weights", panel=SHOWN)
     """What is plotted over the run: weights, loss, reward, energy, validation, epochs, entropy, or any other column of the

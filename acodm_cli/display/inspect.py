@@ -263,9 +263,9 @@ def _arrow(start: str, end: str) -> str:
 
 def _budget(schedule: Schedule, known: dict[str, Any]) -> str:
     run, rows = schedule.run, len(schedule)
-    if rows == 1 and (run.composed or (run.steps or 1) == 1):
+    if rows == 1 and (run.composed or (run.steps or 1) == 1 or not known["tokens"]):
         return "one row: the same weights all the time"
-    tokens = f"{human_count(known['tokens'])} tokens"
+    tokens = f"{human_count(known['tokens'])} tokens" if known["tokens"] else "tokens are not known"
     if run.batch and run.seq_len and rows * run.batch * run.seq_len == known["tokens"]:
         return f"{rows:,} steps x {run.batch} x {run.seq_len}  {tokens}"
     return f"{rows:,} rows  {tokens}"

@@ -24,7 +24,8 @@ class MixingSettings:
     PANEL: ClassVar = "Mixing"
 
     schedule: str | None = setting(None, commands=("apply",), changeable=True)
-    """The schedule to train with: a file, or the name of a reference schedule. Without one: --mode online."""
+    """The schedule to train with: a file (.parquet; your own weights also as .csv or .json with step or progress, domain and
+    weight), or the name of a reference schedule. Without one: --mode online."""
 
     mode: ApplyMode = setting("auto", commands=("apply",))
     """policy: query the frozen policy; replay: follow the recorded weights; online: keep learning; auto: policy if the

@@ -36,6 +36,8 @@ def warn_of_differences(
     schedule's domains are the corpus's. fresh: whether the run begins with weights that were not trained. warn: told a line for each
     difference."""
     run = schedule.run
+    if run.caveat:
+        warn(f"the schedule: {run.caveat}")
     if run.tokenizer_fingerprint not in ("", corpus.tokenizer.fingerprint):
         warn("the schedule was learned with another tokenizer; its weights are shares of that one's tokens")
     _warn_of_stretching(settings, schedule, warn)

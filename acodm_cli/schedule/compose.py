@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.errors import UsageError
-from acodm_cli.schedule.measures import entropy
+from acodm_cli.schedule.measures import entropy, in_single
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.schedule.timeline import integral
 from acodm_cli.writing import few
@@ -206,7 +206,11 @@ def means(values_SX: NDArray[Any], starts_R: NDArray[np.int64]) -> NDArray[np.fl
 def _composed(schedule: Schedule, what: str, **changes: Any) -> Schedule:
     composed = replace(schedule, policy=None, info=_info(schedule, what), **changes)
     entropy_S = entropy(composed.weights_SK).astype(np.float32)
-    return replace(composed, per_step=composed.per_step | {"entropy": entropy_S})
+    return replace(
+        composed,
+        per_domain=composed.per_domain | {"weight": in_single(composed.weights_SK)},
+        per_step=composed.per_step | {"entropy": entropy_S},
+    )
 
 
 def _info(schedule: Schedule, what: str) -> dict[str, Any]:

@@ -43,10 +43,12 @@ def find_schedule(source: str | Path) -> Path:
                 f"there is no run in {path}; it has ended (see {path.with_suffix('.parquet')}) or has not begun"
             )
     except (OSError, ValueError):  # not a possible file name: too long, or with a zero byte
-        raise ScheduleError(f"{str(source)[:80]!r}… cannot be a file; give a .parquet file") from None
+        raise ScheduleError(f"{str(source)[:80]!r}… cannot be a file; give a .parquet, .csv or .json file") from None
     known = reference_schedules()
     if str(source) in known:
         return known[str(source)]
     close = difflib.get_close_matches(str(source), known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"give a .parquet file, or one of {', '.join(known)}"
+    hint = (
+        f"did you mean {close[0]}?" if close else f"give a .parquet, .csv or .json file, or one of {', '.join(known)}"
+    )
     raise ScheduleError(f"there is no schedule {source}; {hint}")

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,20 +24,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from acodm_cli import __version__
 from acodm_cli.errors import ScheduleError, UsageError
-from acodm_cli.schedule import digests
+from acodm_cli.schedule import curriculum, digests
 from acodm_cli.schedule.info import RunInfo
 from acodm_cli.schedule.library import find_schedule
+from acodm_cli.schedule.measures import entropy, in_single
 from acodm_cli.schedule.pages import expansion_of
 from acodm_cli.schedule.timeline import Timeline, rows_begin
-from acodm_cli.writing import atomic_file, in_short
+from acodm_cli.writing import atomic_file, few, in_short
 
 if TYPE_CHECKING:
     import pandas
 
 FORMAT_VERSION = 1
+_LOST = "the file has lost acodm's metadata: model, corpus, tokenizer, batch, warm-up and policy are not known"
 MAX_METADATA_BYTES = 8 * 2**20
 MAX_POLICY_BASE64_BYTES = 384 * 2**20
 MAX_DOMAINS = 10_000
@@ -228,6 +232,43 @@ class Schedule:
         per_domain = {name: values_SK[:, order] for name, values_SK in self.per_domain.items()}
         return replace(self, domains=domains, per_domain=per_domain)
 
+    # Making
+
+    @classmethod
+    def from_weights(
+        cls,
+        domains: Sequence[str],
+        weights: ArrayLike,
+        *,
+        step: ArrayLike | None = None,
+        progress: ArrayLike | None = None,
+        first_step: ArrayLike | None = None,
+        steps: int | None = None,
+        batch: int | None = None,
+        seq_len: int | None = None,
+    ) -> Schedule:
+        """Returns a curriculum of one's own as a schedule, which is written, applied and exported like any other.
+
+        weights: [P, K] for P points of the run, or [K] for a static mixture; each adds up to 1. The points are given as one of
+            step: of the run, from 1; the weights are linear between two points, and hold before the first and after the last.
+            progress: the same as a share of the run, from 0 to 1.
+            first_step: the steps before a stage of constant weights, from 0; it needs `steps`.
+            Without these, there are the weights of every step.
+        steps, batch, seq_len: of the run. Without steps, it ends at the last `step`; with `progress` it is left open.
+
+        Raises:
+            ValueError: the points do not increase or lie outside of the run, or weights are not shares of one whole.
+        """
+        given = {"step": step, "progress": progress, "first_step": first_step}
+        kinds = [kind for kind in curriculum.KINDS if given[kind] is not None]
+        if len(kinds) > 1:
+            raise ValueError(f"give one of {' and '.join(kinds)}")
+        weights_PK = np.atleast_2d(np.asarray(weights, dtype=np.float64))
+        kind = kinds[0] if kinds else "step"
+        at = given[kind] if kinds else np.arange(1, len(weights_PK) + 1)
+        at_P = np.atleast_1d(np.asarray(at, dtype=np.float64))
+        return _by_hand(curriculum.Curriculum(list(domains), kind, at_P, weights_PK, steps, batch, seq_len))
+
     # Writing
 
     def write(self, path: str | Path, durable: bool = True) -> None:
@@ -236,12 +277,23 @@ class Schedule:
 
         Raises:
             OSError: the path cannot be written.
+            ValueError: columns are missing.
         """
         with atomic_file(Path(path), durable) as file:
             pq.write_table(self.to_arrow(), file, compression="zstd", row_group_size=1 << 20, write_page_checksum=True)
 
     def to_arrow(self) -> pa.Table:
-        """Returns the tidy table with the metadata, as the file holds it; all columns must have been read."""
+        """Returns the tidy table with the metadata, as the file holds it; all columns must have been read.
+
+        Raises:
+            ValueError: columns are missing.
+        """
+        held = {*self.per_domain, *self.per_step}
+        if missing := [name for name in (*DOMAIN_COLUMNS, *STEP_COLUMNS, *self.metrics) if name not in held]:
+            raise ValueError(
+                f"a schedule without its columns {few(missing)} cannot be written; load it without naming columns, or make it by "
+                "Schedule.from_weights"
+            )
         steps, num_domains = self.per_domain["weight"].shape
         columns: dict[str, pa.Array] = {
             "step": pa.array(np.repeat(self.step_S, num_domains)),
@@ -280,7 +332,8 @@ class Schedule:
 
     @classmethod
     def load(cls, source: str | Path, columns: Collection[str] | None = None) -> Schedule:
-        """Loads a schedule file, a run that is still going (its folder), or a reference schedule by its name.
+        """Loads a schedule file, a table of weights of one's own (.csv, .json), a run that is still going (its folder), or a
+        reference schedule by its name.
 
         columns: the same as for `read`. Raises: ScheduleError if nothing is found, or `read` refuses the file.
         """
@@ -288,7 +341,7 @@ class Schedule:
 
     @classmethod
     def read(cls, path: Path, columns: Collection[str] | None = None) -> Schedule:
-        """Reads and checks a schedule file.
+        """Reads and checks a schedule file, or a table of weights (see `curriculum`).
 
         columns: those of DOMAIN_COLUMNS, STEP_COLUMNS and the metrics to read besides the weights; None for all. TARGETS stands
             for the columns of all targets.
@@ -297,11 +350,18 @@ class Schedule:
             ScheduleError: the file is missing, not a schedule of this format version, truncated, or inconsistent.
         """
         if not path.is_file():
-            raise ScheduleError(f"schedule {path} does not exist or is a folder; give a .parquet file")
+            raise ScheduleError(f"schedule {path} does not exist or is a folder; give a .parquet, .csv or .json file")
+        if path.suffix.lower() in (".csv", ".json"):
+            try:
+                return _by_hand(curriculum.read(path))
+            except (OSError, ValueError) as error:
+                raise ScheduleError(f"{path} cannot be read as a curriculum: {in_short(error, 400)}") from None
         try:
             # Without these limits, a crafted footer could ask for any amount of memory.
             limits = {"thrift_string_size_limit": MAX_POLICY_BASE64_BYTES, "thrift_container_size_limit": MAX_LIST}
             with path.open("rb") as raw, pq.ParquetFile(raw, page_checksum_verification=True, **limits) as file:
+                if b"acodm" not in (file.schema_arrow.metadata or {}):
+                    return _read_bare(file, raw, path)
                 info = _read_info(file, path)
                 metrics = _check_columns(file.schema_arrow, info.pop("metrics", None), path)
                 policy = _read_policy(file.schema_arrow.metadata, path)
@@ -336,9 +396,7 @@ def _few(names: set[str]) -> str:
 
 
 def _read_info(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
-    raw = (file.schema_arrow.metadata or {}).get(b"acodm")
-    if raw is None:
-        raise ScheduleError(f"{path} is Parquet, but not an acodm schedule: it has no acodm metadata")
+    raw = file.schema_arrow.metadata[b"acodm"]
     if len(raw) > MAX_METADATA_BYTES:
         raise ScheduleError(
             f"{path}: its metadata is larger than {MAX_METADATA_BYTES >> 20} MiB; not a usable schedule"
@@ -443,8 +501,7 @@ def _read_steps(
             blocks[name].append(values_BK if name in of_domains else values_BK[:, 0].copy())
     columns = {name: np.concatenate(blocks.pop(name)) for name in list(blocks)}
     step_S, tokens_S = columns["step"], columns["tokens"]
-    if step_S[0] < 0 or tokens_S[0] < 0 or (step_S[1:] <= step_S[:-1]).any() or (tokens_S[1:] < tokens_S[:-1]).any():
-        raise ScheduleError(f"{path}: its steps or tokens are negative or do not increase")
+    _check_order(step_S, tokens_S, path)
     return Schedule(
         domains=domains,
         step_S=step_S,
@@ -454,6 +511,11 @@ def _read_steps(
         info=info,
         metrics=metrics,
     )
+
+
+def _check_order(step_S: NDArray[np.int64], tokens_S: NDArray[np.int64], path: Path) -> None:
+    if step_S[0] < 0 or tokens_S[0] < 0 or (step_S[1:] <= step_S[:-1]).any() or (tokens_S[1:] < tokens_S[:-1]).any():
+        raise ScheduleError(f"{path}: its steps or tokens are negative or do not increase")
 
 
 def _blocks(file: pq.ParquetFile, columns: list[str], num_domains: int) -> Iterator[pa.Table]:
@@ -511,3 +573,105 @@ def _check_weights(weights_SK: NDArray[np.float32], step_S: NDArray[np.int64], p
     if bad.any():
         first = int(step_S[bad.argmax()])
         raise ScheduleError(f"{path}: the weights of step {first} are not on the simplex (finite, not negative, sum 1)")
+
+
+# Without metadata
+
+
+def _by_hand(own: curriculum.Curriculum, caveat: str = "") -> Schedule:
+    """Returns a curriculum as a schedule. Nothing was drawn and nothing measured."""
+    step_S, weights_SK = own.rows()
+    per_domain, per_step = _nothing_recorded(weights_SK.shape)
+    per_domain["weight"] = in_single(weights_SK)
+    per_step["entropy"] = entropy(weights_SK).astype(np.float32)
+    known = own.batch is not None and own.seq_len is not None and own.run_steps is not None and len(step_S) > 1
+    tokens_S = step_S * ((own.batch or 0) * (own.seq_len or 0) if known else 0)
+    said = {"steps": own.run_steps, "batch": own.batch, "seq_len": own.seq_len, "caveat": caveat or None}
+    info = {"acodm_version": __version__, "title": own.title} | {
+        name: value for name, value in said.items() if value is not None
+    }
+    return Schedule(own.domains, step_S, tokens_S, per_domain, per_step, info)
+
+
+def _nothing_recorded(shape: tuple[int, ...]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.float32]]]:
+    """Returns the columns of a schedule of so many rows and domains of which nothing is known but that nothing was drawn."""
+    per_domain: dict[str, NDArray[Any]] = {
+        name: np.zeros(shape, dtype) if name == "samples" else np.full(shape, np.nan, dtype)
+        for name, dtype in DOMAIN_COLUMNS.items()
+    }
+    return per_domain, {name: np.full(shape[0], np.nan, np.float32) for name in STEP_COLUMNS}
+
+
+def _read_bare(file: pq.ParquetFile, raw: BinaryIO, path: Path) -> Schedule:
+    """Reads a table without acodm's metadata, as pandas writes it: a schedule that was edited, whose rows and columns are kept, or
+    a curriculum."""
+    names = set(file.schema_arrow.names)
+    try:
+        if not {"domain", "weight"} <= names:
+            raise ValueError(f"it has no columns domain and weight; {curriculum.FORMS}")
+        kind = curriculum.kind_of(names)
+    except ValueError as error:
+        raise ScheduleError(
+            f"{path} is Parquet, but not an acodm schedule: it has no acodm metadata, and {error}"
+        ) from None
+    recorded = names >= _REQUIRED
+    wanted = [name for name in (SCHEMA.names if recorded else (kind, "steps", "domain", "weight")) if name in names]
+    if file.metadata.num_rows > curriculum.MOST_WEIGHTS:
+        raise ScheduleError(f"{path}: {file.metadata.num_rows} rows without acodm's metadata are more than acodm reads")
+    _check_size(file, raw, wanted, path)
+    table = file.read(columns=wanted)
+    domain = table.column("domain").cast(pa.string()).combine_chunks().dictionary_encode()
+    domains = domain.dictionary.to_pylist()
+    if not table.num_rows or domain.null_count:
+        raise ScheduleError(f"{path}: it has no rows, or rows without a domain")
+    # to_numpy is avoided: it imports pandas.
+    domain_N = np.from_dlpack(domain.indices)
+    values: dict[str, NDArray[Any]] = {
+        name: np.from_dlpack(pc.fill_null(table.column(name).cast(pa.float64()), float("nan")).combine_chunks())
+        for name in wanted
+        if name != "domain"
+    }
+    try:
+        if recorded:
+            return _recorded(values, domain_N, domains, path)
+        return _by_hand(_drawn_up(values, kind, domain_N, domains), _LOST)
+    except ValueError as error:
+        raise ScheduleError(f"{path} cannot be read as a curriculum: {error}") from None
+
+
+def _drawn_up(
+    values: dict[str, NDArray[Any]], kind: curriculum.Kind, domain_N: NDArray[Any], domains: list[str]
+) -> curriculum.Curriculum:
+    lines = zip(values[kind].tolist(), (domains[index] for index in domain_N), values["weight"].tolist(), strict=True)
+    steps = None
+    if kind == "first_step" and "steps" in values:
+        steps = int((values[kind] + values["steps"]).max())
+    return curriculum.from_lines(itertools.starmap(curriculum.Line, lines), kind, steps=steps)
+
+
+def _recorded(values: dict[str, NDArray[Any]], domain_N: NDArray[Any], domains: list[str], path: Path) -> Schedule:
+    """Returns the rows of a schedule that has lost its metadata, in any order. Raises: ValueError, ScheduleError"""
+    step_S, row_N = np.unique(values["step"], return_inverse=True)
+    shape = (len(step_S), len(domains))
+    place_N = row_N.reshape(-1) * len(domains) + domain_N
+    if len(place_N) != shape[0] * shape[1] or len(np.unique(place_N)) < len(place_N) or len(domains) > MAX_DOMAINS:
+        raise ValueError("its rows do not list every domain once at every step")
+    per_domain, per_step = _nothing_recorded(shape)
+    sorted_N = np.argsort(place_N)
+    columns_SK = {name: column_N[sorted_N].reshape(shape) for name, column_N in values.items()}
+    if not all(np.isfinite(columns_SK[name]).all() for name in ("step", "tokens", "samples")):
+        raise ValueError("its steps, tokens or samples are missing somewhere")
+    for name in values:
+        if name in DOMAIN_COLUMNS:
+            per_domain[name] = columns_SK[name].astype(DOMAIN_COLUMNS[name])
+        elif name in STEP_COLUMNS:
+            per_step[name] = columns_SK[name][:, 0].astype(np.float32)
+    whole_S, tokens_S = step_S.astype(np.int64), columns_SK["tokens"][:, 0].astype(np.int64)
+    _check_order(whole_S, tokens_S, path)
+    _check_weights(per_domain["weight"], whole_S, path)
+    if (per_domain["samples"] < 0).any():
+        raise ValueError("its samples are negative")
+    per_domain["weight"] = in_single(per_domain["weight"])
+    per_step["entropy"] = entropy(per_domain["weight"].astype(np.float64)).astype(np.float32)
+    info = {"steps": int(whole_S[-1]), "title": "an edited schedule", "caveat": _LOST}
+    return Schedule(domains, whole_S, tokens_S, per_domain, per_step, info)

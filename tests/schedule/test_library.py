@@ -43,5 +43,5 @@ def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ScheduleError, match="did you mean pile-doremi-1b"):
         find_schedule("pile-doremi-1B")
-    with pytest.raises(ScheduleError, match=r"give a .parquet file, or one of pile-"):
+    with pytest.raises(ScheduleError, match=r"give a .parquet, .csv or .json file, or one of pile-"):
         find_schedule("nothing/of.this")

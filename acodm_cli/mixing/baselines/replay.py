@@ -52,6 +52,10 @@ class ReplayMixer(Mixer):
             raise UsageError("mixer replay needs --mixer-option schedule=FILE.parquet")
         else:
             schedule = Schedule.load(own.schedule).in_order_of(task.domains)
+        # A curriculum by progress says neither steps nor tokens.
+        unknown = not schedule.tokens_S[-1] and (own.by == "tokens" or schedule.run.steps is None)
+        if own.by != "progress" and len(schedule) > 1 and unknown:
+            raise UsageError(f"the schedule does not say at which {own.by} its weights hold; replay it by progress")
         return cls((schedule if own.warm_up else schedule.learned).timeline, own.by)
 
     def weights(self, observation: Observation) -> Array:
