@@ -77,7 +77,7 @@ def _target(schedule: Schedule, settings: InspectSettings) -> Target:
         raise UsageError(f"the schedule does not say what run the target is; give {options}")
     if "{domain}" not in settings.target_path:
         raise UsageError(f"--target-path {settings.target_path} has no {{domain}}; for example tokens/{{domain}}/train")
-    return Target(path=settings.target_path, **values)
+    return Target(path=settings.target_path, ranks=settings.target_ranks, **values)
 
 
 def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.ndarray, trainer: str) -> None:
@@ -89,7 +89,7 @@ def _report(console: Console, schedule: Schedule, plan: Plan, realised_NK: np.nd
         padding=(0, 1),
         collapse_padding=True,
         pad_edge=False,
-        title=f"exported for {trainer}",
+        title=f"exported for {trainer}{'' if plan.target.ranks == 1 else f', {plan.target.ranks} ranks'}",
         title_justify="left",
     )
     for column in ("stage", "from step", "from sample", "rounding", "to zero", "most changed"):

@@ -77,6 +77,9 @@ class InspectSettings:
     target_seq_len: int | None = setting(None, least=2, most=2**40, panel=EXPORTED)
     """Its tokens per sequence. Default: the schedule's."""
 
+    target_ranks: int = setting(1, least=1, most=2**20, panel=EXPORTED)
+    """Its data-parallel ranks, or hosts that load data. Trainers that draw on each by itself round by their number."""
+
     target_path: str = setting("tokens/{domain}", panel=EXPORTED)
     """Where the trainer finds a domain's tokens."""
 

@@ -18,6 +18,7 @@ EXPORTS = {
     "olmo-core": "acodm_cli.exports.olmo_core",
     "nanotron": "acodm_cli.exports.nanotron",
     "torchtitan": "acodm_cli.exports.torchtitan",
+    "torchtitan-grain": "acodm_cli.exports.torchtitan_grain",
     "json": "acodm_cli.exports.json",
     "csv": "acodm_cli.exports.csv",
 }

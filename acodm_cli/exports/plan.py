@@ -16,12 +16,13 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class Target:
     """The run of the trainer that is exported to. steps: optimiser steps. batch: global batch in sequences. seq_len:
-    tokens per sequence. path: where a domain's tokens lie, with {domain} in place of its name."""
+    tokens per sequence. path: where a domain's tokens lie, with {domain} in place of its name. ranks: data-parallel ranks."""
 
     steps: int
     batch: int
     seq_len: int
     path: str
+    ranks: int = 1
 
     def path_of(self, domain: str) -> str:
         """Returns where the tokens of this domain lie."""
