@@ -37,7 +37,7 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
     target = _target(schedule, settings)
     schedule = schedule.learned
     stages = find_stages(schedule.weights_SK, target.steps, settings.stages, module.multiple(target))
-    plan = Plan(schedule.domains, stages, target, printable(name))
+    plan = Plan(schedule.domains, stages, target, printable(name), schedule.run.tokens)
     export = module.export(plan)
     if any(file.endswith((".yaml", ".yml")) for file in export.files):
         for text in (*plan.domains, target.path):

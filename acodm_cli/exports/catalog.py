@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 EXPORTS = {
     "levanter": "acodm_cli.exports.levanter",
     "megatron": "acodm_cli.exports.megatron",
+    "megatron-bridge": "acodm_cli.exports.megatron_bridge",
+    "gpt-neox": "acodm_cli.exports.gpt_neox",
+    "maxtext": "acodm_cli.exports.maxtext",
     "mosaicml": "acodm_cli.exports.mosaicml",
     "olmo-core": "acodm_cli.exports.olmo_core",
     "nanotron": "acodm_cli.exports.nanotron",

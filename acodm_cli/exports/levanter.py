@@ -28,6 +28,8 @@ TRAINER = "Levanter (marin-levanter 0.2.20.dev202606180959)"
 _FILE = "levanter.yaml"
 # Levanter's default, a power of two.
 _BLOCK = 2048
+# Indices within a domain are 32-bit integers.
+_MOST_SEQUENCES = 2**31
 
 
 def multiple(target: Target) -> int:
@@ -43,6 +45,12 @@ def export(plan: Plan) -> Export:
                 f"Levanter cannot begin a stage at step {stage.first}: with batches of {target.batch} its blocks of {_BLOCK} sequences "
                 f"begin every {every} steps; let stages begin at multiples of {every}, or take a batch size with a larger power of two"
             )
+    drawn_K = np.array([stage.steps for stage in plan.stages]) @ plan.weights_NK * target.batch
+    if drawn_K.max() > _MOST_SEQUENCES:
+        raise UsageError(
+            f"Levanter counts up to {_MOST_SEQUENCES} sequences of a domain, and the run draws {drawn_K.max():.0f} of "
+            f"{plan.domains[int(drawn_K.argmax())]!r}; export fewer steps, or divide the domain"
+        )
     config = {
         "data": {
             "components": {name: {"cache_dir": target.path_of(name), "flat_cache": True} for name in plan.domains},

@@ -17,17 +17,13 @@ draws every sample from the dataset that is furthest behind.
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
-from acodm_cli.errors import UsageError
-from acodm_cli.exports.checks import domain_paths, notes_of_zeros
-from acodm_cli.exports.counts import blend_counts
+from acodm_cli.exports.blends import NAME, blend_files, drawn_of_each, read_blends
+from acodm_cli.exports.checks import notes_of_zeros
 from acodm_cli.exports.plan import Array, Export, Plan, Target
 
 TRAINER = "Megatron-LM core_v0.16.0 and later (followed at d98e8a64ddf3)"
-_NAME = "blend-from-iteration-"
 
 
 def multiple(target: Target) -> int:
@@ -36,21 +32,7 @@ def multiple(target: Target) -> int:
 
 def export(plan: Plan) -> Export:
     """Raises: UsageError if the path of a domain is not a prefix that Megatron-LM reads."""
-    paths = domain_paths(plan, "Megatron-LM")
-    for path in paths:
-        if path != path.strip():
-            raise UsageError(f"Megatron-LM strips the spaces around {path!r}; move the tokens to a path without them")
-        if path.endswith((".bin", ".idx")):
-            raise UsageError(f"Megatron-LM adds .bin and .idx itself; give {path[:-4]!r} instead of {path!r}")
-    files = {}
-    for stage in plan.stages:
-        blend = [
-            item
-            for path, weight in zip(paths, stage.weights_K.tolist(), strict=True)
-            if weight > 0
-            for item in (repr(weight), path)
-        ]
-        files[f"{_NAME}{stage.first}.json"] = json.dumps({"train": blend, "valid": None, "test": None}, indent=1) + "\n"
+    files = blend_files(plan, "Megatron-LM")
     return Export(files, [*_notes(plan), *notes_of_zeros(plan, realised(files, plan))])
 
 
@@ -61,16 +43,17 @@ def _notes(plan: Plan) -> list[str]:
         "train is drawn from whole datasets.",
         f"--global-batch-size {batch}, --seq-length {plan.target.seq_len} and --train-samples {plan.target.steps * batch} "
         "must be the same in all runs, without --rampup-batch-size.",
+        "--train-samples excludes --train-iters, --lr-decay-iters and --lr-warmup-iters: give --lr-decay-samples and --lr-warmup-samples.",
     ]
     if len(plan.stages) == 1:
-        return [*notes, f"One stage from iteration 0: --per-split-data-args-path {_NAME}0.json."]
+        return [*notes, f"One stage from iteration 0: --per-split-data-args-path {NAME}0.json."]
     later = [stage.first for stage in plan.stages[1:]]
     iterations = ",".join(map(str, later))
     return [
         *notes,
         f"Restart at every stage: give all {len(plan.stages)} runs --phase-transition-iterations {iterations} with --save and --load "
-        "to one folder; a run saves and exits where its stage ends.",
-        f"--per-split-data-args-path is {_NAME}I.json, where I is the iteration the run starts its stage from: 0, "
+        "to one folder, and --save-interval, which --save needs; a run saves and exits where its stage ends.",
+        f"--per-split-data-args-path is {NAME}I.json, where I is the iteration the run starts its stage from: 0, "
         f"{iterations.replace(',', ', ')} (samples 0, {', '.join(str(first * batch) for first in later)}).",
         "Every run reads each dataset from its beginning, in an order that depends on --seed: give every stage its own --seed, "
         "or it may begin with the sequences that the stage before began with.",
@@ -78,18 +61,6 @@ def _notes(plan: Plan) -> list[str]:
 
 
 def realised(files: dict[str, str], plan: Plan) -> Array:
-    domain_of = {plan.target.path_of(domain): index for index, domain in enumerate(plan.domains)}
-    blends = {int(name.removeprefix(_NAME).removesuffix(".json")): json.loads(text) for name, text in files.items()}
-    first_N = sorted(blends)
-    sizes_N = (np.diff([*first_N, plan.target.steps]) * plan.target.batch).tolist()
-    weights_N, indices_N = [], []
-    for first in first_N:
-        blend = blends[first]["train"]
-        weights_K = np.array([float(weight) for weight in blend[::2]])
-        weights_K = weights_K / weights_K.sum()
-        weights_N.append(weights_K / weights_K.sum())
-        indices_N.append([domain_of[prefix.strip()] for prefix in blend[1::2]])
-    shares_NK = np.zeros((len(first_N), len(plan.domains)))
-    for number, counts_K in enumerate(blend_counts(weights_N, sizes_N)):
-        shares_NK[number, indices_N[number]] = counts_K / sizes_N[number]
-    return shares_NK
+    first_N, weights_NK = read_blends(files, plan)
+    sizes_N: list[int] = (np.diff([*first_N, plan.target.steps]) * plan.target.batch).tolist()
+    return drawn_of_each(weights_NK, sizes_N) / np.array(sizes_N)[:, None]

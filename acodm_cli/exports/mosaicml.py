@@ -23,7 +23,7 @@ from acodm_cli.exports.checks import domain_paths, notes_of_zeros
 from acodm_cli.exports.plan import Array, Export, Plan, Target, comment
 from acodm_cli.schedule.stages import Stage
 
-TRAINER = "llm-foundry 0.22.0 with mosaicml-streaming 0.12.0"
+TRAINER = "llm-foundry 0.22.0 with mosaicml-streaming 0.13.0"
 _FILE = "llm-foundry.yaml"
 # StreamingDataset's default.
 _SEED = 9176
@@ -68,7 +68,7 @@ def export(plan: Plan) -> Export:
     if others:
         notes.insert(0, "One run goes through all stages by the callback curriculum_learning; no restart is needed.")
         notes.append("Stages that have begun must not be edited: the callback refuses a checkpoint of other stages.")
-    if any("://" in path for path in paths):
+    if any("://" in path.removeprefix("file://") for path in paths):
         notes.append("Remote streams are cached below streams/; change `local` if the disk is elsewhere.")
     return Export(files, [*notes, *notes_of_zeros(plan, realised(files, plan))])
 
@@ -99,7 +99,8 @@ def _dataset(plan: Plan, number: int, stage: Stage) -> dict[str, Any]:
 
 def _place(path: str, name: str) -> dict[str, str]:
     """Returns where a stream lies and where it is cached. A stage cannot use the temporary folder that is streaming's
-    default: it exists already, from the stage before."""
+    default: it exists already, from the stage before. streaming has no file:// among its remotes."""
+    path = path.removeprefix("file://")
     return {"remote": path, "local": f"streams/{quote(name, safe='')}"} if "://" in path else {"local": path}
 
 

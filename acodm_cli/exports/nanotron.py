@@ -13,6 +13,8 @@ domains without weight are left out. Every folder goes on where the stages befor
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import yaml
 
@@ -23,6 +25,8 @@ from acodm_cli.exports.plan import Array, Export, Plan, Target, comment
 TRAINER = "nanotron at 2411b022a75f"
 # nanotron's default. All stages need the same seed: it orders the files of a folder if they are shuffled.
 _SEED = 42
+# A run stops at once with these: no tokenizer has the name, and a vocabulary of 0 is not the model's.
+PLACEHOLDERS = {"tokenizer_name": "SET-THIS", "vocab_size": 0, "token_size_in_bytes": 0}
 
 
 def multiple(target: Target) -> int:
@@ -35,7 +39,12 @@ def export(plan: Plan) -> Export:
     entries = []
     for number, stage in enumerate(plan.stages):
         drawn = [(path, weight) for path, weight in zip(paths, stage.weights_K.tolist(), strict=True) if weight > 0]
-        dataset = {"dataset_folder": [path for path, _ in drawn], "dataset_weights": [weight for _, weight in drawn]}
+        dataset: dict[str, Any] = {
+            "dataset_folder": [path for path, _ in drawn],
+            "dataset_weights": [weight for _, weight in drawn],
+        }
+        if not all(map(_has_metadata, paths)):
+            dataset |= PLACEHOLDERS
         entries.append(
             {
                 "name": f"stage {number + 1}",
@@ -57,6 +66,8 @@ def export(plan: Plan) -> Export:
 def _notes(plan: Plan, paths: list[str]) -> list[str]:
     batch = plan.target.batch
     notes = [
+        "This nanotron gives datatrove's DatatroveFolderDataset max_tokens, read_path, matched_files and file_sizes, which no release up to 0.10.1 "
+        "takes: it needs a datatrove that is not released.",
         "Merge one file per run into your config; tokens.micro_batch_size x tokens.batch_accumulation_per_replica x parallelism.dp "
         f"must be {batch}.",
     ]
@@ -68,10 +79,48 @@ def _notes(plan: Plan, paths: list[str]) -> list[str]:
             "Set lr_warmup_steps, lr_decay_starting_step and lr_decay_steps of the scheduler for the whole run of "
             f"{plan.target.steps} steps in all configs: left out, they follow tokens.train_steps, which is the end of the stage.",
         ]
+    if all(map(_has_metadata, paths)):
+        notes.append(
+            "Every dataset_folder needs datatrove's .metadata file: tokenizer_name, vocab_size and token_size_in_bytes are read from it."
+        )
+    else:
+        notes.append(
+            "Set tokenizer_name, vocab_size and token_size_in_bytes in every stage: nanotron reads them from .metadata files of local folders only."
+        )
+    notes += _exhausted(plan)
     if not all("s3" in path for path in paths):
         notes.append(
             "This nanotron stops at the first step unless every dataset_folder has s3 in its path "
             "(BlendableDataset.get_consumption_stats): use such paths, or take that assertion out."
+        )
+    return notes
+
+
+def _has_metadata(path: str) -> bool:
+    return "://" not in path
+
+
+def _exhausted(plan: Plan) -> list[str]:
+    """Returns which domains run out of sequences, and when, by the tokens of the schedule's own corpus; in general if it does not say."""
+    notes = []
+    drawn_K, size = np.zeros(len(plan.domains)), plan.target.seq_len + 1
+    sizes_K = np.array([plan.tokens.get(name, np.inf) for name in plan.domains]) / size
+    for stage in plan.stages:
+        per_step_K = stage.weights_K * plan.target.batch
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step_K = np.where(per_step_K > 0, (sizes_K - drawn_K) / per_step_K, np.inf)
+        for index in np.flatnonzero((step_K >= 0) & (step_K < stage.steps)):
+            step = stage.first + int(step_K[index]) + 1
+            notes.append(
+                f"{plan.domains[index]!r} runs out at about step {step} (by the schedule's own corpus of {plan.tokens[plan.domains[index]]:,.0f} "
+                "tokens), and there nanotron ends with an IndexError: it does not begin a folder again."
+            )
+        drawn_K = drawn_K + per_step_K * stage.steps
+    if not notes:
+        most = int(drawn_K.argmax())
+        notes.append(
+            "A folder that runs out ends the run with an IndexError: each needs its weight's share of sequences, "
+            f"{drawn_K[most]:,.0f} of {plan.domains[most]!r} and so on."
         )
     return notes
 

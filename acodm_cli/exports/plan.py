@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,12 +32,13 @@ class Target:
 @dataclass(frozen=True)
 class Plan:
     """A schedule as stages on the target's run. domains: the K names. stages: they cover all steps. source: one line
-    for comments that says which schedule it is."""
+    for comments that says which schedule it is. tokens: of the schedule's own corpus, by domain, where they are known."""
 
     domains: list[str]
     stages: list[Stage]
     target: Target
     source: str
+    tokens: dict[str, float] = field(default_factory=dict)
 
     @property
     def weights_NK(self) -> Array:

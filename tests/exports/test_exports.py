@@ -33,8 +33,33 @@ def test_what_is_read_back_is_what_was_asked(name: str, num_domains: int) -> Non
     realised_NK = module.realised(module.export(plan).files, plan)
     assert realised_NK.shape == plan.weights_NK.shape
     np.testing.assert_allclose(realised_NK.sum(axis=1), 1, atol=1e-6)
-    # The coarsest rounding of any trainer here is levanter's, of blocks of 2048.
+    # The coarsest rounding is maxtext's, to hundredths of the least weight; levanter's is of blocks of 2048.
     np.testing.assert_allclose(realised_NK, plan.weights_NK, atol=1e-3)
+
+
+def test_the_report_is_whole_where_it_is_piped(tmp_path: Path) -> None:
+    """Also with names that are longer than a terminal is wide; it says for how many ranks it is."""
+    name = "weborganizer_" + "finance_and_business_" * 6 + "high"
+    schedule = replace(make_schedule(10), domains=[name, "code", "books"])
+    schedule.write(tmp_path / "a.parquet")
+    how = [
+        "--out",
+        tmp_path / "out",
+        "--target-steps",
+        10,
+        "--target-batch",
+        96,
+        "--target-seq-len",
+        32,
+        "--target-ranks",
+        48,
+    ]
+    said = acodm("inspect", tmp_path / "a.parquet", "--export", "maxtext", *how).stderr
+    assert ", 48 ranks" in said
+    assert f"{name} " in said
+    assert "…" not in said
+    refused = acodm("inspect", tmp_path / "a.parquet", "--export", "torchtitan", *how[:-1], 7)
+    assert "7 data-parallel ranks cannot share a batch of 96" in refused.stderr
 
 
 def test_no_formula_begins_a_cell_and_no_reference_is_written(tmp_path: Path) -> None:

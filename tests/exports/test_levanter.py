@@ -25,6 +25,14 @@ def test_a_stage_within_a_block_is_refused() -> None:
     assert "\n" not in str(error.value)
 
 
+def test_more_sequences_than_an_index_holds_are_refused() -> None:
+    levanter.export(small_plan([0.5, 0.5], steps=2**21, batch=2048))
+    with pytest.raises(
+        UsageError, match="counts up to 2147483648 sequences of a domain, and the run draws 2147485696 of 'd1'"
+    ):
+        levanter.export(small_plan([1 - (2**20 + 1) / 2**21, (2**20 + 1) / 2**21], steps=2**21, batch=2048))
+
+
 def test_weights_are_apportioned_to_whole_sequences() -> None:
     # Wanted are 1024, 1023.18, 0.61 and 0.2 of 2048.
     plan = small_plan([0.5, 0.4996, 0.0003, 0.0001])

@@ -41,6 +41,8 @@ def test_notes_say_when_to_restart_and_what_is_left_out() -> None:
     notes = " ".join(megatron.export(make_plan([[0.5, 0.25, 0.25], [0.1, 0.9, 0.0], [0.5, 0.5, 0.0]])).notes)
     assert "--phase-transition-iterations 10,20 " in notes
     assert "--train-samples 120 " in notes
+    assert "excludes --train-iters, --lr-decay-iters and --lr-warmup-iters" in notes
+    assert "--save-interval, which --save needs" in notes
     assert "0, 10, 20 (samples 0, 40, 80)" in notes
     assert "has weight 0 in stage 2, 3" in notes
     assert "restart" not in " ".join(megatron.export(make_plan([[0.5, 0.25, 0.25]])).notes).lower()

@@ -74,6 +74,13 @@ def test_remote_streams_have_a_folder_each() -> None:
     assert all(folder.count("/") == 1 for folder in folders)
 
 
+def test_a_file_url_is_no_remote() -> None:
+    export = mosaicml.export(odd_plan("file:///data/{domain}"))
+    streams = yaml.safe_load(export.files["llm-foundry.yaml"])["train_loader"]["dataset"]["streams"]
+    assert streams["Code"] == {"local": "/data/Code", "proportion": 0.1}
+    assert not any("Remote" in note for note in export.notes)
+
+
 def test_a_path_for_all_domains_is_refused() -> None:
     with pytest.raises(UsageError, match=r"put \{domain\} into the path") as error:
         mosaicml.export(odd_plan("data/all"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
@@ -31,6 +33,7 @@ def test_every_file_ends_in_its_own_stage() -> None:
     assert second["data_stages"][1]["data"]["dataset"] == {
         "dataset_folder": [f"s3://data/{NAMES[0]}", f"s3://data/{NAMES[2]}"],
         "dataset_weights": [0.1, 0.9],
+        **nanotron.PLACEHOLDERS,
     }
 
 
@@ -43,9 +46,29 @@ def test_notes() -> None:
     notes = " ".join(nanotron.export(make_plan([[0.5, 0.25, 0.25], [0.1, 0.0, 0.9]])).notes)
     assert "start at step 1 (sample 0), 11 (sample 40)" in notes
     assert "'yes' has weight 0 in stage 2" in notes
+    assert "needs a datatrove that is not released" in notes
+    assert "Set tokenizer_name, vocab_size and token_size_in_bytes" in notes
     assert "s3" not in notes
     local = nanotron.export(make_plan([[0.5, 0.25, 0.25]], path="data/{domain}")).notes
     assert "s3" in local[-1]
+    assert "needs datatrove's .metadata file" in " ".join(local)
+
+
+def test_remote_folders_have_placeholders_that_stop_a_run() -> None:
+    for path, number in (("s3://data/{domain}", 5), ("data/{domain}", 2)):
+        (text,) = nanotron.export(make_plan([[0.5, 0.25, 0.25]], path=path)).files.values()
+        dataset = yaml.safe_load(text)["data_stages"][0]["data"]["dataset"]
+        assert len(dataset) == number
+        assert dataset.get("vocab_size", 0) == 0
+
+
+def test_the_step_at_which_a_folder_runs_out_is_said() -> None:
+    # Two sequences of 'yes' a step, of 129 tokens each: 25 last for 12 steps.
+    plan = replace(make_plan([[0.25, 0.5, 0.25]] * 2), tokens={"yes": 25 * 129, NAMES[0]: 1e9})
+    notes = " ".join(nanotron.export(plan).notes)
+    assert "'yes' runs out at about step 13 " in notes
+    assert "IndexError" in notes
+    assert "40 of 'yes' and so on" in " ".join(nanotron.export(replace(plan, tokens={})).notes)
 
 
 def test_realised_counts_whole_samples() -> None:
