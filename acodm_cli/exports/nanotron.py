@@ -66,8 +66,8 @@ def export(plan: Plan) -> Export:
 def _notes(plan: Plan, paths: list[str]) -> list[str]:
     batch = plan.target.batch
     notes = [
-        "This nanotron gives datatrove's DatatroveFolderDataset max_tokens, read_path, matched_files and file_sizes, which no release up to 0.10.1 "
-        "takes: it needs a datatrove that is not released.",
+        "This nanotron gives datatrove's DatatroveFolderDataset folder_path, eos_token_id, read_path and matched_files, and no release from 0.4 to "
+        "0.10.1 takes them all: it needs a datatrove that is not released.",
         "Merge one file per run into your config; tokens.micro_batch_size x tokens.batch_accumulation_per_replica x parallelism.dp "
         f"must be {batch}.",
     ]

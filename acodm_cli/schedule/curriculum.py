@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -199,7 +199,7 @@ def _from_csv(text: str) -> Curriculum:
     else:
         names = [name for name in columns if name not in (kind, "tokens")]
         lines = [Line(_number(row[kind]), uncell(name), _number(row[name])) for row in rows for name in names]
-    steps = _end(rows) if kind == "first_step" and "steps" in columns else None
+    steps = end_of(rows) if kind == "first_step" and "steps" in columns else None
     return from_lines(lines, kind, steps=steps)
 
 
@@ -229,11 +229,11 @@ def _from_json(text: str) -> Curriculum:
             lines.append(Line(_number(row.get(kind)), name, _number(weight)))
     steps = _whole(target.get("steps"))
     if kind == "first_step" and "steps" in rows[-1]:
-        steps = _end(rows)
+        steps = end_of(rows)
     return from_lines(lines, kind, domains, steps, _whole(target.get("batch")), _whole(target.get("seq_len")))
 
 
-def _end(rows: list[dict[Any, Any]]) -> int:
+def end_of(rows: Sequence[Mapping[Any, Any]]) -> int:
     """Returns the steps of the run that these stages make up. Raises: ValueError if there are gaps."""
     stages = {_number(row.get("first_step")): _number(row.get("steps")) for row in rows}
     ends = [first + steps for first, steps in sorted(stages.items())]

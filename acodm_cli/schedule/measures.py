@@ -35,7 +35,7 @@ def l1(weights_XK: Array, others_XK: Array) -> Array:
 def in_single(weights_XK: NDArray[Any]) -> NDArray[np.float32]:
     """Returns weights as float32 whose sum in float64 is 1, so that others can take them for probabilities as they are.
 
-    What rounding leaves over goes to the largest weights, by less than their own last digit.
+    What rounding leaves over goes to the largest weights, and is less than the last digit of the largest.
     """
     weights_XK = weights_XK.astype(np.float64)
     single_SK = (

@@ -645,7 +645,8 @@ def _drawn_up(
     lines = zip(values[kind].tolist(), (domains[index] for index in domain_N), values["weight"].tolist(), strict=True)
     steps = None
     if kind == "first_step" and "steps" in values:
-        steps = int((values[kind] + values["steps"]).max())
+        stages = zip(values[kind].tolist(), values["steps"].tolist(), strict=True)
+        steps = curriculum.end_of([{"first_step": first, "steps": count} for first, count in set(stages)])
     return curriculum.from_lines(itertools.starmap(curriculum.Line, lines), kind, steps=steps)
 
 

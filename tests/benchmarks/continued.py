@@ -60,7 +60,7 @@ def train(out: Path, threads: int, *arguments: object) -> None:
     print(out.stem, flush=True)
 
 
-def go_on(work: Path, names: list[str], mixer: str, seed: int, threads: int) -> None:
+def go_on(work: Path, names: list[str], threads: int, mixer: str, seed: int) -> None:
     chosen: list[object] = ["--mixer", mixer]
     if mixer == "replay30":
         old = [name for name in names if name not in NEW]
@@ -131,7 +131,7 @@ def main() -> None:
     )  # fmt: skip
     wanted = [(mixer, seed) for seed in o.seeds for mixer in o.mixers]
     with ThreadPoolExecutor(o.jobs) as pool:
-        for _ in pool.map(lambda run: go_on(o.work, names, *run, threads), wanted):
+        for _ in pool.map(lambda run: go_on(o.work, names, threads, *run), wanted):
             pass
     frame = pd.concat([rows_of(o.work, *run) for run in wanted], ignore_index=True)
     rows = table_of(frame)
