@@ -47,6 +47,7 @@ from acodm_cli.engine.optimizer import learning_rate, make_optimizer
 from acodm_cli.engine.settings import TrainSettings
 from acodm_cli.errors import AcodmError
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report
+from acodm_cli.schedule.measures import in_single
 
 ALONE = Ranks()
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -255,14 +256,14 @@ class Trainer:
     def _decide(self) -> Array:
         """Returns the weights of the coming step, the first rank's on all ranks. [K]
 
-        They have float32 values, as they are recorded, so that a replay of the record draws the same batches."""
+        They have float32 values that sum to 1, as they are recorded, so that a replay of the record draws the same batches."""
         weights_K = np.zeros(len(self.corpus.names))
         if self.ranks.is_first:
             decided_K = self.mixer.weights(self.observation)
             on_simplex = (decided_K >= 0).all() and abs(decided_K.sum() - 1) < 1e-4
             assert on_simplex, f"mixer {self.mixer.name} gave weights that are not on the simplex: {decided_K}"
             weights_K = self.sampler.executed(decided_K)
-        return self.ranks.from_first(weights_K).astype(np.float32).astype(np.float64)
+        return in_single(self.ranks.from_first(weights_K)).astype(np.float64)
 
     def _forward_backward(self, batch: Batch, guide: GuideBatch | None) -> dict[str, Tensor]:
         """Accumulates the gradient of the batch's mean token loss over all ranks, without waiting for the device.

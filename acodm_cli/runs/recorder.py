@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from acodm_cli.mixing.objective import Objective
-from acodm_cli.schedule.measures import entropy, in_single
+from acodm_cli.schedule.measures import entropy
 from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, SCHEMA, STEP_COLUMNS, Per, Schedule
 
 if TYPE_CHECKING:
@@ -116,16 +116,15 @@ class Recorder:
     def schedule(self, info: dict[str, Any], policy: bytes | None) -> Schedule:
         """Returns what has been recorded so far as a schedule. At least one step must have been recorded."""
         columns = [name for name in self.rows if name not in ("step", "tokens")]
-        per_domain = {
-            name: np.stack(self.rows[name]).astype(DOMAIN_COLUMNS.get(name, np.float32))
-            for name in columns
-            if self._of_domains(name)
-        }
         return Schedule(
             domains=self.domains,
             step_S=np.array(self.rows["step"], dtype=np.int64),
             tokens_S=np.array(self.rows["tokens"], dtype=np.int64),
-            per_domain=per_domain | {"weight": in_single(np.stack(self.rows["weight"]))},
+            per_domain={
+                name: np.stack(self.rows[name]).astype(DOMAIN_COLUMNS.get(name, np.float32))
+                for name in columns
+                if self._of_domains(name)
+            },
             per_step={
                 name: np.array(self.rows[name], dtype=np.float32) for name in columns if not self._of_domains(name)
             },
