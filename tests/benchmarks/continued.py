@@ -5,7 +5,7 @@
 --data is a folder with a sub-folder per domain (train.jsonl.gz, validation.jsonl.gz). A pythia-14m is trained on the old domains with
 uniform weights, 600 steps of 16 x 128 tokens. Each mixer then goes on with it for 300 steps on all domains, with `--keep` of the old ones:
 `replay30` is fixed, 30% for the old domains and the rest for the new ones, alike within both. Runs that are done are not repeated.
-Written are results/continued.parquet, with the held-out losses of every domain before and at the end, and results/continued.json, the table.
+In every fourth step, a sequence of each domain guides ac-odm. Written are results/continued.parquet, with the held-out losses of every domain before and at the end, and results/continued.json, the table.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def go_on(work: Path, names: list[str], threads: int, mixer: str, seed: int) -> 
     train(
         work / f"{mixer}_{seed}.parquet", threads, *chosen, "--init-from", work / "base.model", "--data", work / "all.toml",
         "--keep-budget", BUDGET, "--seed", seed, "--steps", 300, "--validate-every", 25,
+        *(("--guide-every", 4) if mixer == "ac-odm" else ()),
     )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ _EMA = 0.8
 # How much a price rises at once, and per look, for every budget that a loss is above its budget.
 _PROPORTIONAL, _INTEGRAL = 1.0, 0.2
 _MOST = 10.0
+# The share of the budget that is allowed when the learning rate is gone.
+_AT_LAST = 0.75
 
 
 class Keeping:
@@ -28,7 +30,8 @@ class Keeping:
     n is the number of domains or targets that J is the mean of, so that a part that is at twice its budget counts as much as one of
     these, at once. The rise L_j / L_j(0) - 1 is of the same sequences before training and now, so that it is not of their difficulty.
     Losses rise when the learning rate is warmed up again, whatever is trained on, and come back when it decays (Gupta et al.,
-    2308.04014). So b' = (1 + η / η_max) b, for the learning rate η and the largest so far.
+    2308.04014). So b' = (¾ + η / η_max) b, for the learning rate η and the largest so far: more than the budget at first, less at last,
+    since what a price does takes some steps.
 
     budget: b. learned: n.
     """
@@ -45,7 +48,7 @@ class Keeping:
         return self._bounded(self.integral_J + _PROPORTIONAL * self._errors()) / self.learned
 
     def _errors(self) -> Array:
-        allowed = self.budget * (1 + self.learning_rate / max(self.largest, 1e-30))
+        allowed = self.budget * (_AT_LAST + self.learning_rate / max(self.largest, 1e-30))
         return np.where(self.rises.seen, self.rises.value / allowed, 0.0) - 1
 
     @staticmethod

@@ -7,16 +7,16 @@ from acodm_cli.mixing.acodm.keeping import Keeping
 
 
 def test_prices_by_hand() -> None:
-    """Two domains are learned. With a budget of 2%, 4% are allowed at the peak of the learning rate. Part 0 has risen by 8%: e = 1,
+    """Two domains are learned. With a budget of 2%, 3.5% are allowed at the peak of the learning rate. Part 0 has risen by 7%: e = 1,
     I = 0.2, λ = 1.2 / 2. Part 1 is as it was: λ = 0."""
     keeping = Keeping(2, 0.02, learned=2)
     assert keeping.prices_J.tolist() == [0, 0]
-    keeping.update(np.array([4.32, 3.0]), np.array([4.0, 3.0]), 1e-3)
+    keeping.update(np.array([4.28, 3.0]), np.array([4.0, 3.0]), 1e-3)
     assert keeping.prices_J.tolist() == pytest.approx([0.6, 0.0])
-    # At half of it, 3% are allowed, of which part 0 was at 8%: e = 5/3, λ = (0.2 + 5/3) / 2. Part 1 rises to the average
-    # 0.2 · 24% = 4.8%: e = 0.6, I = 0.12, λ = 0.72 / 2.
-    keeping.update(np.array([np.nan, 3.72]), np.array([np.nan, 3.0]), 5e-4)
-    assert keeping.prices_J.tolist() == pytest.approx([(0.2 + 5 / 3) / 2, 0.36])
+    # At half of it, 2.5% are allowed, and part 0 was at 7%: e = 1.8, λ = (0.2 + 1.8) / 2. Part 1 rises to the average
+    # 0.2 · 20% = 4%: e = 0.6, I = 0.12, λ = 0.72 / 2.
+    keeping.update(np.array([np.nan, 3.6]), np.array([np.nan, 3.0]), 5e-4)
+    assert keeping.prices_J.tolist() == pytest.approx([1.0, 0.36])
 
 
 def test_a_price_falls_when_the_loss_is_back_and_is_bounded() -> None:
