@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import torch
 
 from acodm_cli.errors import ResourceError, UsageError
 
+_AMPERE = (8, 0)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -32,13 +34,32 @@ class Compute:
         return f"{name}, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}"
 
 
-def choose_compute(device: str, dtype: str, local_rank: int | None = None) -> Compute:
-    """Turns --device and --dtype into a Compute. `auto` is CUDA with bf16 where there is a GPU, else the CPU with fp32.
-
-    local_rank: the GPU of this rank, None for the first GPU.
+def gpu_of_rank(local_rank: int) -> int:
+    """Returns the number of a rank's GPU among those that its process sees. local_rank: its number on this machine.
 
     Raises:
-        UsageError: there is no such kind of device, or no such dtype.
+        ResourceError: there are fewer GPUs than ranks.
+    """
+    count = torch.cuda.device_count()
+    if local_rank < count:
+        return local_rank
+    # Slurm's --gpus-per-task and its like show each task its own GPU only.
+    if count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        return 0
+    raise ResourceError(
+        f"rank {local_rank} of this machine has no GPU of its own ({count} here); start as many ranks as there are GPUs, or use "
+        "--device cpu"
+    )
+
+
+def choose_compute(device: str, dtype: str, local_rank: int | None = None) -> Compute:
+    """Turns --device and --dtype into a Compute. `auto` is CUDA with bf16, or with fp32 on GPUs before Ampere, which emulate
+    bf16; without a GPU, it is the CPU with fp32.
+
+    local_rank: the rank's number on this machine, None if there is but one rank.
+
+    Raises:
+        UsageError: there is no such kind of device, or no such dtype, or all ranks would share one GPU.
         ResourceError: this machine does not have the device.
     """
     if dtype not in ("auto", *DTYPES):
@@ -51,10 +72,13 @@ def choose_compute(device: str, dtype: str, local_rank: int | None = None) -> Co
         raise UsageError(f"--device {device}: use auto, cpu, cuda or cuda:N") from None
     if chosen.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {device}: use auto, cpu, cuda or cuda:N")
+    if chosen.index is not None and chosen.type == "cuda" and local_rank is not None:
+        raise UsageError(f"--device {device} is one GPU, and every rank needs its own; use --device cuda")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ResourceError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
     if chosen.type == "cuda" and chosen.index is None:
-        chosen = torch.device("cuda", local_rank or 0)
+        chosen = torch.device("cuda", 0 if local_rank is None else gpu_of_rank(local_rank))
     if dtype == "auto":
-        dtype = "bf16" if chosen.type == "cuda" else "fp32"
+        capable = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen) >= _AMPERE
+        dtype = "bf16" if capable else "fp32"
     return Compute(chosen, DTYPES[dtype])

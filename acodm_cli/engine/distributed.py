@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from acodm_cli import errors
-from acodm_cli.engine.device import Compute
+from acodm_cli.engine.device import Compute, gpu_of_rank
 from acodm_cli.engine.settings import Parallel
 from acodm_cli.errors import AcodmError, ResourceError, UsageError
 from acodm_cli.writing import in_short
@@ -162,12 +162,7 @@ def joined(ranks: Ranks, device: str) -> Iterator[Ranks]:
         return
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
-        if ranks.local_rank >= torch.cuda.device_count():
-            raise ResourceError(
-                f"rank {ranks.local_rank} of this machine has no GPU of its own ({torch.cuda.device_count()} here); start as "
-                "many ranks as there are GPUs, or use --device cpu"
-            )
-        torch.cuda.set_device(ranks.local_rank)
+        torch.cuda.set_device(gpu_of_rank(ranks.local_rank))
     try:
         store = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=_TIMEOUT))[0]
         distributed.init_process_group(

@@ -74,7 +74,7 @@ class TrainSettings:
     """Where to compute: auto, cpu, cuda or cuda:N."""
 
     dtype: str = "auto"
-    """The precision of matrix products: auto (bf16 on CUDA, else fp32), bf16 or fp32."""
+    """The precision of matrix products: auto (bf16 on GPUs from Ampere on, else fp32), bf16 or fp32."""
 
     parallel: Parallel = setting("ddp", changeable=True)
     """How many ranks share the work: ddp (each rank holds the model) or fsdp (each rank holds a shard of it)."""
