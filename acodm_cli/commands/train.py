@@ -203,7 +203,7 @@ def _show_preflight(run: Run, disk: str, console: Console) -> None:
     whose = "prior" if planned_SK is None else "schedule's" if s.schedule else run.mixer.name
     of_target = None
     if s.for_tokens is not None:
-        steps = s.for_tokens // s.tokens_per_step
+        steps = max(1, s.for_tokens // s.tokens_per_step)
         of_target = domain_uses(run.corpus, s.seq_len, s.batch, steps, weights_SK, s.max_epochs)
     print_preflight(console, uses, whose, of_target)
     if s.for_tokens is not None:

@@ -44,7 +44,7 @@ def gpu_of_rank(local_rank: int) -> int:
     if local_rank < count:
         return local_rank
     # Slurm's --gpus-per-task and its like show each task its own GPU only.
-    if count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+    if count == 1 and os.environ.get("SLURM_LOCALID") == str(local_rank):
         return 0
     raise ResourceError(
         f"rank {local_rank} of this machine has no GPU of its own ({count} here); start as many ranks as there are GPUs, or use "

@@ -168,6 +168,12 @@ def checkpoint_activations(model: nn.Module) -> None:
     enable()
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a model leaves out some of its values at random while it trains, by its configuration."""
+    fields: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr, operator]
+    return any("drop" in name and isinstance(value, float) and value > 0 for name, value in fields.items())
+
+
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks of a model in order: its longest module list."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]

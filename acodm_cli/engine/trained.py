@@ -7,6 +7,7 @@ Only safetensors and JSON are read, and none of a stranger's code is run.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ _OF_THE_HUB = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
 )
+_INDEX, _LARGEST_INDEX = "model.safetensors.index.json", 1 << 26
 # Forms of weights that are programs, by their endings.
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights as safetensors, in one file or in several with an index."""
-    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    return any((folder / name).is_file() for name in ("model.safetensors", _INDEX))
 
 
 def trained_folder(source: str) -> Path:
@@ -37,13 +39,16 @@ def trained_folder(source: str) -> Path:
     Raises:
         UsageError: there is no such model, or it has no configuration or no safetensors.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        folder = _from_hub(source)
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"--init-from {source} has no config.json; give the folder that save_pretrained wrote")
-    if has_weights(folder):
-        return folder
+    try:
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            folder = _from_hub(source)
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"--init-from {source} has no config.json; give the folder that save_pretrained wrote")
+        if has_weights(folder):
+            return folder
+    except (OSError, RuntimeError) as error:  # a name that no file can have, or an unknown user's home
+        raise UsageError(f"--init-from {str(source)[:80]}: {in_short(error)}; give a folder or a hub name") from None
     if any(path.suffix in _PICKLED for path in folder.iterdir()):
         raise UsageError(
             f"--init-from {source} has pickled weights only, which can run code when they are read; where you trust them, "
@@ -88,6 +93,7 @@ def load_model(folder: str, device: torch.device) -> nn.Module:
     """
     import transformers
 
+    _check_index(Path(folder))
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -98,7 +104,11 @@ def load_model(folder: str, device: torch.device) -> nn.Module:
             output_loading_info=True,
         )
         model, found = loaded
-        # transformers draws what is missing at random, and warns only.
+        # transformers draws what is missing at random, leaves out what is not of the model, and warns only.
+        if strange := sorted(name for name in map(str, found["unexpected_keys"]) if name.endswith(".weight")):
+            raise UsageError(
+                f"the weights of {folder} have {strange[0]}, which its config.json does not; they are of another model"
+            )
         if missing := sorted(map(str, found["missing_keys"])):
             raise UsageError(
                 f"the weights of {folder} lack {missing[0]} ({len(missing)} in all); they are of another model"
@@ -109,6 +119,21 @@ def load_model(folder: str, device: torch.device) -> nn.Module:
         raise UsageError(f"cannot load the model of {folder}: {in_short(error)}") from None
     trained: nn.Module = model
     return trained.to(device)
+
+
+def _check_index(folder: Path) -> None:
+    """Raises UsageError if an index leads to other files than safetensors of this folder: transformers would read pickled ones."""
+    index = folder / _INDEX
+    if not index.is_file() or (folder / "model.safetensors").is_file():
+        return
+    try:
+        if index.stat().st_size > _LARGEST_INDEX:
+            raise ValueError(f"it is larger than {_LARGEST_INDEX >> 20} MiB")
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if odd := [name for name in named if Path(name).name != name or not name.endswith(".safetensors")]:
+            raise ValueError(f"it names {str(odd[0])[:80]!r}, which is no safetensors file of this folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"cannot read {index}: {in_short(error)}") from None
 
 
 def continued_model(folder: Path, config: Any, seed: int, device: torch.device) -> nn.Module:
@@ -125,5 +150,7 @@ def continued_model(folder: Path, config: Any, seed: int, device: torch.device) 
             model.resize_token_embeddings(config.vocab_size, mean_resizing=False)
     model.config.use_cache = False
     model.config.eos_token_id = config.eos_token_id
+    # The embedding of a padding token is never trained. Where documents end with the same token, it must be.
+    model.config.pad_token_id = model.get_input_embeddings().padding_idx = None
     continued: nn.Module = model
     return continued.train().to(device)

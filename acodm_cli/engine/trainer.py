@@ -41,7 +41,7 @@ from acodm_cli.engine.distributed import Ranks, gradients_stay_here, parallelise
 from acodm_cli.engine.evaluate import Measured, measure, plan_validation, sequence_losses
 from acodm_cli.engine.guide import Guide, GuideBatch
 from acodm_cli.engine.loss import IGNORED, CausalLoss
-from acodm_cli.engine.models import transformer_blocks
+from acodm_cli.engine.models import has_dropout, transformer_blocks
 from acodm_cli.engine.norms import NormReader
 from acodm_cli.engine.optimizer import learning_rate, make_optimizer
 from acodm_cli.engine.settings import TrainSettings
@@ -121,6 +121,7 @@ class Trainer:
             for block in blocks:
                 block.compile()
         self.own_loss = loss  # of this rank: its gradients go nowhere
+        self.drops = has_dropout(model)
         self.loss = parallelised(loss, blocks, settings.parallel, ranks, compute)
         self.corpus = corpus
         self.mixer = mixer
@@ -316,6 +317,8 @@ class Trainer:
         batch: the sequences of the global batch, which the guide's follow. scale: of the losses, as in the batch."""
         assert self.probe is not None
         assert self.guide is not None
+        if self.drops:
+            self.own_loss.eval()  # as in what the losses are compared with
         sums_J = torch.zeros(len(self.guide.texts), dtype=torch.float64, device=self.compute.device)
         counts_J = sums_J.new_zeros(sums_J.shape, device="cpu").index_add_(0, guide.guides_R, guide.counted_R.double())
         micro, ranks = self._micro_batch, self.ranks
@@ -335,6 +338,8 @@ class Trainer:
                 total, losses_RT = self.own_loss(inputs_RT, labels_RT, scale, self.probe, of_weights=False)
             torch.autograd.backward(total, inputs=self.probe.leaves())
             sums_J.index_add_(0, self._to_device(guide.guides_R[taken]), losses_RT.double().sum(dim=1))
+        if self.drops:
+            self.own_loss.train()
         return self.ranks.sum_(sums_J) / self._to_device(counts_J)
 
     def _mean_losses(self, batch: Batch, sums_K: Tensor) -> tuple[Array, float]:

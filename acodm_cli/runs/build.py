@@ -48,7 +48,13 @@ from acodm_cli.mixing.mixer import Array, Mixer, Task, with_uniform
 from acodm_cli.mixing.objective import Objective
 from acodm_cli.mixing.settings import MIXER_OF_MODE
 from acodm_cli.runs.guides import guide_texts, guides_of, kept_names, objective_of
-from acodm_cli.runs.initial_model import fit_vocabulary, initial_model, trained_weights, with_own_tokenizer
+from acodm_cli.runs.initial_model import (
+    fit_vocabulary,
+    initial_model,
+    trained_weights,
+    warn_of_unused_weights,
+    with_own_tokenizer,
+)
 from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory
 from acodm_cli.runs.run import Run
 from acodm_cli.runs.settings import RunSettings
@@ -102,9 +108,10 @@ def build_run(
         )
     compute = choose_compute(settings.device, settings.dtype, ranks.local_rank if ranks.many else None)
     # This finds an unknown model before minutes of tokenisation.
-    trained = trained_weights(settings, ranks, warn)
+    trained = trained_weights(settings, ranks)
     if trained is None:
         model_config(settings.model, 128, settings.seq_len)
+        warn_of_unused_weights(settings, warn)
     else:
         config = trained_config(trained, settings.seq_len)
     if corpus is None:
@@ -142,6 +149,8 @@ def build_run(
     if mixer is None:
         mixer = _make_mixer(settings, corpus, prior_K, schedule, guides, importance, domain_map)
         _check_applies(settings, mixer, guides, len(targets))
+    if kept and not mixer.keeps:
+        warn(f"what is to be kept ({len(kept)} parts) is only measured: mixer {mixer.name} does not heed it")
     if mixer.needs_gram and settings.batch < 2 * len(corpus.names):
         warn(_small_batch(settings.batch, len(corpus.names), mixer.name))
     if trained is None:
@@ -371,15 +380,17 @@ def input_digests(settings: RunSettings, mixer: Mixer, trained: Path | None = No
     """Returns, by option, a digest of the content that it names: of the schedule, of what else the mixer reads, and of the folder of
     trained weights."""
     options = settings.mixer_options or {}
-    named = {"--schedule": settings.schedule, "--init-from": trained and str(trained)}
-    named |= {name: options.get(name) for name in mixer.files}
-    return {name: _digest(source) for name, source in named.items() if source}
+    named = {"--schedule": settings.schedule} | {name: options.get(name) for name in mixer.files}
+    paths = {name: _found(source) for name, source in named.items() if source}
+    return {name: _digest(path) for name, path in (paths | ({"--init-from": trained} if trained else {})).items()}
 
 
-def _digest(source: str) -> str:
+def _found(source: str) -> Path:
     path = Path(source)
-    if not path.exists() or path.suffix == ".run":
-        path = find_schedule(source)
+    return path if path.exists() and path.suffix != ".run" else find_schedule(source)
+
+
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     for part in sorted(path.glob("*")) if path.is_dir() else [path]:
         if part.suffix in (".safetensors", ".json") or part == path:

@@ -49,8 +49,8 @@ def kept_names(
         raise UsageError("--keep-budget is for what --keep names; name something, or leave it out")
     if kept and settings.episodes > 1:
         raise UsageError("--keep is for one episode; leave --episodes out")
-    if set(names) == set(kept):
-        raise UsageError("--keep names every domain and target, so that there is nothing to learn; leave one out")
+    if set(names) == set(kept) or (settings.guide == "domains" and set(corpus.names) <= set(kept)):
+        raise UsageError("--keep names all that could be learned, so that nothing guides the mixture; leave one out")
     return kept
 
 
@@ -66,6 +66,10 @@ def objective_of(
     given = settings.objective_weights
     if given and (learned or settings.guide == "domains" or kept):
         raise UsageError("--objective-weight is for training losses of domains, which do not count here; leave it out")
+    if kept and settings.target_balance != "sum" and len(learned) < 2:
+        raise UsageError("--target-balance is for several targets that are not kept; leave it out")
+    if of_kept := sorted(set(settings.target_weight or {}) & set(kept)):
+        raise UsageError(f"--target-weight {of_kept[0]}: what is kept has a budget, and no weight; leave one out")
     number = len(learned) or len(set(domains) - set(kept))
     keeps = {"kept": tuple(kept), "budget": settings.keep_budget, "learned": number} if kept else {}
     if learned:
@@ -87,7 +91,8 @@ def guides_of(
     if not mixer.keeps:
         objective = replace(objective, kept=())
     if settings.guide == "domains":
-        return replace(objective, targets=(GUIDE_OF_DOMAINS,), weights_J=(1.0,), balance="sum")
+        number = len(set(domains) - set(objective.kept)) if objective.kept else 0
+        return replace(objective, targets=(GUIDE_OF_DOMAINS,), weights_J=(1.0,), balance="sum", learned=number)
     if objective.kept and not objective.targets:
         learned = tuple(HELD_OUT + name for name in domains if name not in objective.kept)
         return replace(objective, targets=learned, weights_J=(1.0,) * len(learned))

@@ -18,7 +18,7 @@ from acodm_cli.errors import UsageError
 from acodm_cli.runs.settings import RunSettings
 
 
-def trained_weights(settings: RunSettings, ranks: Ranks, warn: Callable[[str], None]) -> Path | None:
+def trained_weights(settings: RunSettings, ranks: Ranks) -> Path | None:
     """Returns the folder of the weights to go on with, None for fresh ones.
 
     Raises:
@@ -28,15 +28,25 @@ def trained_weights(settings: RunSettings, ranks: Ranks, warn: Callable[[str], N
         if "model" in settings.changed():
             raise UsageError("--init-from brings its own configuration; leave --model out")
         source = settings.init_from
-        return ranks.in_turn(lambda: trained_folder(source))
+        folder = ranks.in_turn(lambda: trained_folder(source)).resolve()
+        saved = Path(settings.save_model).expanduser().resolve() if settings.save_model else None
+        if saved is not None and (saved.is_relative_to(folder) or folder.is_relative_to(saved)):
+            raise UsageError(
+                f"--save-model {settings.save_model} would replace --init-from {source}; give another folder"
+            )
+        return folder
     if settings.resize_embeddings:
         raise UsageError("--resize-embeddings is for --init-from; leave it out")
+    return None
+
+
+def warn_of_unused_weights(settings: RunSettings, warn: Callable[[str], None]) -> None:
+    """Warns if --model names a folder with weights, of which the configuration alone is used."""
     if settings.model not in PRESETS and has_weights(Path(settings.model)):
         warn(
             f"the weights in {settings.model} are not used, only its configuration; to go on with them, give --init-from "
             f"{settings.model} instead of --model"
         )
-    return None
 
 
 def initial_model(settings: RunSettings, config: Any, trained: Path | None, device: torch.device) -> nn.Module:

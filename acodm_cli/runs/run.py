@@ -285,8 +285,10 @@ class Run:
             AcodmError: the folder could not be written.
         """
         weights = self.trainer.model_state()
-        tokenizer, seq_len = self.corpus.tokenizer, self.settings.seq_len
-        self.ranks.first(lambda: save_model(self.trainer.model, weights, tokenizer, seq_len, folder))
+        tokenizer, longest = self.corpus.tokenizer, self.settings.seq_len
+        if self.settings.init_from:  # it has learned from longer sequences before, or has a row per position
+            longest = getattr(self.trainer.model.config, "max_position_embeddings", None) or longest
+        self.ranks.first(lambda: save_model(self.trainer.model, weights, tokenizer, longest, folder))
 
     def finish(self) -> Schedule | None:
         """Writes the model (if asked for) and the schedule, and removes the checkpoints. Returns the schedule on the

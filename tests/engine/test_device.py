@@ -15,7 +15,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("SLURM_LOCALID", raising=False)
     return monkeypatch
 
 
@@ -33,7 +33,7 @@ def test_a_task_that_sees_its_own_gpu_only(gpus: pytest.MonkeyPatch) -> None:
     gpus.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ResourceError, match="no GPU of its own"):
         choose_compute("cuda", "auto", 3)
-    gpus.setenv("CUDA_VISIBLE_DEVICES", "3")
+    gpus.setenv("SLURM_LOCALID", "3")
     assert choose_compute("cuda", "auto", 3).device == torch.device("cuda", 0)
 
 

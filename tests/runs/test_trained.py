@@ -228,7 +228,7 @@ def test_another_tokenizer(saved: Path, small: list[object], tmp_path: Path) -> 
         ({"keep": ("code",)}, "--keep is for trained weights"),
         ({"keep_budget": 0.1}, "--keep is for trained weights"),
         ({"init_from": "saved", "keep": ("cod",)}, "--keep cod is none of arithmetic, code, prose, tables"),
-        ({"init_from": "saved", "keep": ("code,prose,tables", "arithmetic")}, "nothing to learn"),
+        ({"init_from": "saved", "keep": ("code,prose,tables", "arithmetic")}, "nothing guides the mixture"),
         ({"init_from": "saved", "keep_budget": 0.1}, "--keep-budget is for what --keep names"),
         ({"init_from": "saved", "keep": ("code",), "episodes": 2}, "--keep is for one episode"),
     ],
@@ -282,3 +282,61 @@ def test_the_losses_of_sequences_make_up_that_of_the_text(saved: Path, corpus: C
     trainer, texts = run.trainer, run.trainer.texts
     losses = sequence_losses(trainer.loss, texts, 3, trainer.compute, trainer.ranks)
     np.testing.assert_allclose([losses_N.mean() for losses_N in losses], trainer.validate().losses_J, rtol=1e-6)
+
+
+def test_no_index_leads_to_pickled_weights(saved: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """transformers would read what an index names, also a pickle in another folder."""
+    weights = transformers.AutoModelForCausalLM.from_pretrained(saved).state_dict()
+    for place, named in (("a", "evil.bin"), ("b", "../out.bin")):
+        folder = tmp_path / place
+        folder.mkdir()
+        shutil.copy(saved / "config.json", folder)
+        torch.save(weights, folder / named)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, named)}))  # fmt: skip
+        with pytest.raises(UsageError, match="which is no safetensors file of this folder"):
+            build_run(replace(CONTINUED, init_from=str(folder)), corpus=corpus, warn=lambda _: None)
+
+
+def test_what_is_saved_can_be_gone_on_with(corpus: Corpus, tokenizer_file: Path, tmp_path: Path) -> None:
+    """Also a model that has a row for every position, and was trained with dropout, which is not taken for forgetting."""
+    source, again = tmp_path / "gpt2", tmp_path / "again"
+    transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    ).save_pretrained(source)
+    shutil.copy(tokenizer_file, source)
+    settings = replace(
+        CONTINUED, init_from=str(source), mixer="ac-odm", keep=("code",), guide_every=1, lr=1e-9, keep_budget=0.02
+    )
+    run = finished(settings, corpus)
+    assert run.schedule().per_step["keep.code.rise"][-1] == pytest.approx(0.0, abs=1e-5)
+    run.save_model(again)
+    assert transformers.AutoConfig.from_pretrained(again).n_positions == 64
+    build_run(replace(settings, init_from=str(again)), corpus=corpus, warn=lambda _: None)
+
+
+def test_the_end_of_documents_is_trained_where_it_is_padding_too(corpus: Corpus, tmp_path: Path) -> None:
+    first = finished(replace(CONTINUED, model="llama-tiny", mixer="uniform"), corpus)
+    first.save_model(tmp_path / "model")
+    settings = replace(CONTINUED, init_from=str(tmp_path / "model"), mixer="uniform", lr=1e-3)
+    run = build_run(settings, corpus=corpus, warn=lambda _: None)
+    assert run.trainer.model.get_input_embeddings().padding_idx is None  # type: ignore[operator, union-attr]
+
+
+def test_the_weights_that_a_run_begins_with_are_not_replaced(saved: Path, corpus: Corpus) -> None:
+    for place in (saved, saved / "below", saved.parent):
+        with pytest.raises(UsageError, match="would replace --init-from"):
+            build_run(replace(CONTINUED, init_from=str(saved), save_model=str(place)), corpus=corpus)
+
+
+@pytest.mark.parametrize("source", ["~nosuchuser/x", "a" * 300])
+def test_names_that_no_folder_can_have(source: str, corpus: Corpus) -> None:
+    with pytest.raises(UsageError, match="--init-from"):
+        build_run(replace(CONTINUED, init_from=source), corpus=corpus)
+
+
+def test_mixers_that_do_not_heed_what_is_kept_say_so(saved: Path, corpus: Corpus) -> None:
+    said: list[str] = []
+    build_run(
+        replace(CONTINUED, init_from=str(saved), mixer="natural", keep=("code",)), corpus=corpus, warn=said.append
+    )
+    assert any("is only measured: mixer natural does not heed it" in line for line in said)

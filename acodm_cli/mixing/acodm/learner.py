@@ -198,6 +198,7 @@ class AcOdmLearner(Mixer):
                     feedback.guide_losses_J[targets:],
                     feedback.guide_before_J[targets:],
                     feedback.observation.learning_rate,
+                    feedback.observation.progress,
                 )
         costs_J = np.concatenate([self.balance.weights_J, self.keeping.prices_J])
         return self.guided_reward.value(costs_J, feedback.weights_K, feedback.samples_K.sum())
