@@ -20,8 +20,8 @@ class InspectSettings:
     are still going (out.run), or names of reference schedules."""
 
     plot: str = setting("weights", panel=SHOWN)
-    """What is plotted over the run: weights, loss, reward, energy, validation, epochs, entropy, or any other column of the
-    file."""
+    """What is plotted over the run: weights, loss, reward, energy, validation, epochs, entropy, evidence (the validation of all
+    mixers of a study), or any other column of the file."""
 
     domains: str | None = setting(None, panel=SHOWN)
     """Only these domains, by the beginnings of their names: web,code. The shares stay those of all."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acodm_cli.schedule.evidence import share_to_best
 from acodm_cli.schedule.measures import divergence, entropy, l1
 from acodm_cli.schedule.schedule import FORMAT_VERSION, TARGETS, Schedule
 from acodm_cli.schedule.timeline import integral
@@ -77,6 +78,7 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
         "warm_up_steps": schedule.run.warm_up,
         "has_policy": schedule.policy is not None,
         "evaluation": None if schedule.run.evaluation is None else asdict(schedule.run.evaluation),
+        "evidence": None if schedule.run.evidence is None else asdict(schedule.run.evidence),
         "info": schedule.info,
         "domains": domains,
         "targets": [_of_target(schedule, target) for target in schedule.targets],
@@ -139,17 +141,8 @@ def share_to_reach(schedule: Schedule, other: Schedule, target: str) -> float | 
         if losses_S is None or not np.isfinite(losses_S).any():
             return None
         rows = np.flatnonzero(np.isfinite(losses_S))
-        curves.append((each.step_S[rows].astype(np.float64), losses_S[rows].astype(np.float64)))
-    (step_R, loss_R), (other_step_R, other_loss_R) = curves
-    goal = other_loss_R.min()
-    reached = np.flatnonzero(loss_R <= goal)
-    if not len(reached):
-        return None
-    at = int(reached[0])
-    step = step_R[at]
-    if at and loss_R[at - 1] > loss_R[at]:
-        step -= (step_R[at] - step_R[at - 1]) * (goal - loss_R[at]) / (loss_R[at - 1] - loss_R[at])
-    return float(step / other_step_R[other_loss_R.argmin()])
+        curves.append((each.step_S[rows], losses_S[rows].astype(np.float64)))
+    return share_to_best(*curves[0], *curves[1])
 
 
 def json_value(value: Any, digits: int | None = None) -> Any:

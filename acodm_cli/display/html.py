@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from acodm_cli.display.evidence import evidence_lines
 from acodm_cli.display.facts import json_value
 from acodm_cli.display.inspect import episodes_text, evaluation_text
 from acodm_cli.display.series import Series
@@ -102,6 +103,7 @@ def _facts(run: RunInfo, facts: dict[str, Any]) -> list[dict[str, str]]:
     budget = f"{steps:,} of {run.batch:,} × {run.seq_len:,} tokens" if run.batch and run.seq_len else f"{steps:,}"
     tokens = sum(run.tokens.values())
     known = {
+        "evidence": joined(" · ", *evidence_lines(run.evidence)),
         "title": run.title,
         "model": joined(" · ", run.model, run.parameters and f"{human_count(run.parameters)} parameters"),
         "corpus": joined(" · ", run.corpus, f"{domains} domains", tokens > 0 and f"{human_count(tokens)} tokens"),

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from acodm_cli.display.evidence import evidence_lines
 from acodm_cli.display.facts import BEYOND, MANY_EPOCHS, describe, distances, share_to_reach
 from acodm_cli.display.plot import area_plot, line_plot, sparkline
 from acodm_cli.display.series import Series, series
@@ -135,6 +136,7 @@ def header(view: View) -> Text:
     run, domains = schedule.run, len(schedule.domains)
     start, end = (math.exp(known["entropy"][at]) for at in ("start", "end"))
     lines = [
+        *(("evidence", line) for line in evidence_lines(run.evidence)),
         ("schedule", f"{view.name}  (format {known['format_version']}, acodm {run.acodm_version or '?'})"),
         ("mixture", run.title),
         ("made by", joined("  ", run.command, _seeds(run))),

@@ -35,6 +35,7 @@ PLOTS = {
     "target": Plot("held-out text of targets", "bits per byte", (TARGETS,), sparse=True),
     "epochs": Plot("repetition by domain", "epochs: how often each sequence was seen", ("samples",)),
     "entropy": Plot("entropy of the weights", "nats", ("entropy",)),
+    "evidence": Plot("validation of all mixers of the study, mean over seeds", "", (), sparse=True),
 }
 
 
@@ -51,6 +52,7 @@ class Series:
     tokens of each point, which is the last of its span; the first span begins at first_step. band_RN: standard
     deviation over runs, if there were several. numbers: what decides the curves' colours and letters, if not their
     places here. whole: whether these are all domains. of_domains: whether each curve is of a domain.
+    own_unit: the unit, if not that of all plots of this name.
     """
 
     what: str
@@ -63,6 +65,7 @@ class Series:
     numbers: list[int] | None = None
     whole: bool = True
     of_domains: bool = True
+    own_unit: str = ""
 
     def number(self, curve: int) -> int:
         """Returns the number that decides a curve's colour and letter."""
@@ -76,7 +79,7 @@ class Series:
     @property
     def unit(self) -> str:
         """The unit of the values; it may be empty."""
-        return plot_of(self.what).unit
+        return self.own_unit or plot_of(self.what).unit
 
     @property
     def stacked(self) -> bool:
@@ -103,6 +106,8 @@ def series(schedule: Schedule, what: str, points: int, deviation_SK: NDArray[np.
         UsageError: the schedule has no such numbers.
     """
     check_plot(schedule, what)
+    if what == "evidence":
+        return _evidence(schedule, points)
     plot = plot_of(what)
     of_domains = plot.columns[0] in schedule.per_domain
     if what == "target":
@@ -139,6 +144,38 @@ def series(schedule: Schedule, what: str, points: int, deviation_SK: NDArray[np.
         band_RN,
         int(schedule.step_S[rows_S[0]]),
         of_domains=of_domains,
+    )
+
+
+def _evidence(schedule: Schedule, points: int) -> Series:
+    """Returns a curve per mixer of the study that the schedule is of, at its validations. Raises UsageError if it is of none."""
+    evidence = schedule.run.evidence
+    if evidence is None or not evidence.curves:
+        raise UsageError("this schedule has no evidence to plot; proxy-train with --seeds and --against makes some")
+    steps = sorted({step for curve in evidence.curves for step in curve.steps})
+    step_R = np.array(
+        [steps[at] for at in np.unique(np.linspace(0, len(steps) - 1, min(points, len(steps))).astype(int))]
+    )
+    means_RN = np.stack(
+        [
+            np.interp(step_R, curve.steps, np.mean(curve.values, axis=0), left=np.nan, right=np.nan)
+            for curve in evidence.curves
+        ],
+        axis=1,
+    )
+    of_step = (schedule.run.batch or 0) * (schedule.run.seq_len or 0)
+    of_step = of_step if of_step * steps[-1] < 2**62 else 0
+    unit = "objective, nats" if evidence.objective == "objective" else evidence.objective
+    names = [printable(curve.mixer) for curve in evidence.curves]
+    return Series(
+        "evidence",
+        names,
+        step_R,
+        step_R * of_step,
+        means_RN,
+        first_step=int(step_R[0]),
+        of_domains=False,
+        own_unit=unit,
     )
 
 

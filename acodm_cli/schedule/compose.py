@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.errors import UsageError
-from acodm_cli.schedule.measures import entropy, in_single
+from acodm_cli.schedule.measures import entropy, in_single, l1
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.schedule.timeline import integral
 from acodm_cli.writing import few
@@ -164,6 +164,16 @@ def merge(schedules: list[Schedule]) -> tuple[Schedule, NDArray[np.float32]]:
     return replace(mean, info=info), deviation_SK.astype(np.float32)
 
 
+def nearest(mean: Schedule, runs: list[Schedule]) -> int:
+    """Returns the index of the run whose learned weights are nearest to the mean of the runs, in L1 over progress."""
+    at_S = (np.arange(len(mean)) + 0.5) / len(mean)
+    far = [
+        l1(_at_progress(run.in_order_of(mean.domains).learned.weights_SK, at_S).astype(np.float64), mean.weights_SK)
+        for run in runs
+    ]
+    return int(np.argmin([far_S.mean() for far_S in far]))
+
+
 def unlike(runs: list[Schedule]) -> list[str]:
     """Returns in what the runs differ besides their seeds, so that their mean may be the mean of unlike things."""
     found = []
@@ -215,4 +225,6 @@ def _composed(schedule: Schedule, what: str, **changes: Any) -> Schedule:
 
 def _info(schedule: Schedule, what: str) -> dict[str, Any]:
     before = schedule.info.get("composed")
-    return schedule.info | {"composed": [*(before if isinstance(before, list) else []), what]}
+    # A study has not measured what is composed here.
+    info = {name: value for name, value in schedule.info.items() if name != "evidence"}
+    return info | {"composed": [*(before if isinstance(before, list) else []), what]}

@@ -6,11 +6,14 @@ A schedule may come from a stranger: a value that does not have the expected for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 MOST = 2**40
 # The phase of a run in which weights are drawn around the prior, to explore.
 WARM_UP = "warm-up"
+# Of what a study says, so much is read; more counts as not given.
+MOST_CURVES, MOST_SEEDS, MOST_POINTS, LONGEST_NAME = 64, 256, 256, 200
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,53 @@ class Episodes:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A mixer against a baseline, by the objective at the end of runs of the same seeds. baseline: its name. seeds: how many
+    pairs of runs there are. difference: the mean of the differences in percent of the baseline's; less is better. deviation: their
+    standard deviation. interval: half of the 95% interval around their mean; both are None of one seed. share_to_best: the steps to
+    the baseline's best, as a share of the baseline's own, mean over seeds; None if some run never gets there."""
+
+    baseline: str
+    seeds: int
+    difference: float
+    deviation: float | None
+    interval: float | None
+    share_to_best: float | None
+
+
+@dataclass(frozen=True)
+class StudiedCurve:
+    """The objective at the validations of a mixer's runs. steps: of the validations. values: of each seed at each of them.
+    trained_steps: what all its runs took."""
+
+    mixer: str
+    steps: tuple[int, ...]
+    values: tuple[tuple[float, ...], ...]
+    trained_steps: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a study measured of a schedule. objective: by what: perplexity, its mean over domains, or objective, that of the run in
+    nats. mixer: the one that was studied. recommended: the one that the schedule is of. guarded: whether it would be a baseline if
+    the studied one were not better. policy_seed: the run that the policy is of. seeds: of the runs. trained_steps: of all runs
+    together. corpus, tokenizer: fingerprints. settings: a digest of what all runs have in common."""
+
+    objective: str
+    mixer: str
+    recommended: str
+    guarded: bool
+    policy_seed: int | None
+    seeds: tuple[int, ...]
+    trained_steps: int
+    against: tuple[Comparison, ...]
+    curves: tuple[StudiedCurve, ...]
+    corpus: str
+    tokenizer: str
+    settings: str
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What is known of a run. Where the metadata do not say, a text is empty, a number is None and a mapping is empty.
 
@@ -58,7 +108,8 @@ class RunInfo:
     the schedule since, in order. warm_up: the last step in which weights were drawn around the prior, before learning
     began; 0 if there was none. trained: whether the run went on with trained weights. losses_before: the held-out losses of domains and
     targets before it did, in nats. kept: the names of those that must not be forgotten. keep_budget: how far their losses may rise, as
-    a share. episodes: None if there is but one, or none is finished. evaluation: what was measured of the trained model. title, paper, source, caveat: what
+    a share. episodes: None if there is but one, or none is finished. evaluation: what was measured of the trained model. evidence: what
+    a study measured. title, paper, source, caveat: what
     published mixtures say of themselves.
     """
 
@@ -89,6 +140,7 @@ class RunInfo:
     keep_budget: float | None
     episodes: Episodes | None
     evaluation: Evaluation | None
+    evidence: Evidence | None
     title: str
     paper: str
     source: str
@@ -130,6 +182,7 @@ class RunInfo:
             keep_budget=_number(keep.get("budget")),
             episodes=_episodes(_mapping(info.get("episodes"))),
             evaluation=_evaluation(_mapping(info.get("evaluation"))),
+            evidence=_evidence(_mapping(info.get("evidence"))),
             title=_text(info.get("title")),
             paper=_text(info.get("paper")),
             source=_text(info.get("source")),
@@ -192,6 +245,65 @@ def _evaluation(value: dict[str, Any]) -> Evaluation | None:
                 scores.append(Score(task, metric, number, stderr, _whole(shots.get(task), 0)))
     limit = _whole(value.get("limit"), 1)
     return Evaluation(_text(value.get("harness")), limit, tuple(scores)) if scores else None
+
+
+def _evidence(value: dict[str, Any]) -> Evidence | None:
+    """Returns what a study measured, None if it does not say of which mixer, or nothing of it."""
+    against, curves, seeds = (value.get(name) for name in ("against", "curves", "seeds"))
+    compared = [_comparison(_mapping(entry)) for entry in _list(against, MOST_CURVES)]
+    drawn = [_studied(_mapping(entry)) for entry in _list(curves, MOST_CURVES)]
+    known = Evidence(
+        objective=_name(value.get("objective")),
+        mixer=_name(value.get("mixer")),
+        recommended=_name(value.get("recommended")),
+        guarded=value.get("guarded") is True,
+        policy_seed=_whole(value.get("policy_seed"), 0),
+        seeds=_seeds(_list(seeds, MOST_SEEDS)),
+        trained_steps=_whole(value.get("trained_steps"), 0) or 0,
+        against=tuple(entry for entry in compared if entry is not None),
+        curves=tuple(entry for entry in drawn if entry is not None),
+        corpus=_name(value.get("corpus")),
+        tokenizer=_name(value.get("tokenizer")),
+        settings=_name(value.get("settings")),
+    )
+    return known if known.mixer and known.objective and (known.against or known.curves) else None
+
+
+def _comparison(value: dict[str, Any]) -> Comparison | None:
+    baseline, seeds, difference = (
+        _name(value.get("baseline")),
+        _whole(value.get("seeds"), 1),
+        _number(value.get("difference")),
+    )
+    if not baseline or seeds is None or difference is None:
+        return None
+    beside = (_least_zero(value.get(name)) for name in ("deviation", "interval", "share_to_best"))
+    return Comparison(baseline, seeds, difference, *beside)
+
+
+def _studied(value: dict[str, Any]) -> StudiedCurve | None:
+    """Returns a curve, None unless it has a number for every step and seed, and its steps increase."""
+    mixer, steps = _name(value.get("mixer")), [_whole(step, 0) for step in _list(value.get("steps"), MOST_POINTS)]
+    rows = [_list(row, MOST_POINTS) for row in _list(value.get("values"), MOST_SEEDS)]
+    values = [tuple(number for entry in row if (number := _number(entry)) is not None) for row in rows]
+    known = [step for step in steps if step is not None]
+    increasing = len(known) == len(steps) and all(before < after for before, after in pairwise(known))
+    if not (mixer and steps and values and increasing and all(len(row) == len(steps) for row in values)):
+        return None
+    return StudiedCurve(mixer, tuple(known), tuple(values), _whole(value.get("trained_steps"), 0) or 0)
+
+
+def _list(value: Any, most: int) -> list[Any]:
+    return value if isinstance(value, list) and len(value) <= most else []
+
+
+def _name(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= LONGEST_NAME else ""
+
+
+def _least_zero(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and number >= 0 else None
 
 
 def _seeds(values: list[Any]) -> tuple[int, ...]:
