@@ -20,7 +20,7 @@ from acodm_cli.commands.launch import end_with_launcher, is_a_rank, run_ranks
 from acodm_cli.commands.options import Given, takes
 from acodm_cli.errors import AcodmError, Interrupted, ResourceError, UsageError
 from acodm_cli.mixing.settings import MIXER_OF_MODE
-from acodm_cli.runs.settings import Command, RunSettings, StartSettings
+from acodm_cli.runs.settings import Command, RunSettings, StartSettings, StudySettings
 from acodm_cli.settings import as_given, declared
 from acodm_cli.writing import send_nowhere
 
@@ -43,11 +43,19 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 
 @app.command("proxy-train")
-@takes(RunSettings, StartSettings, command="proxy-train", defaults={"out": Path("out.parquet")})
+@takes(RunSettings, StartSettings, StudySettings, command="proxy-train", defaults={"out": Path("out.parquet")})
 def proxy_train(given: Given) -> None:
     """Learn a mixture policy on a small model, or run a baseline, and export it as a schedule."""
     start = StartSettings(**given.of(StartSettings))
+    study = StudySettings(**given.of(StudySettings))
+    if study.seeds is not None:
+        _check_study(start, given.named)
     settings = _settings(given, "proxy-train", start)
+    if settings is not None and study.seeds is not None:
+        from acodm_cli.commands.study import run_study
+
+        run_study(settings, start, study)
+        return
     if settings is None or _ran_in_ranks(start.nproc):
         return
     from acodm_cli.commands.proxy_train import run_proxy_train
@@ -106,6 +114,16 @@ def _settings(given: Given, command: Command, start: StartSettings) -> RunSettin
     if not is_a_rank():
         _check_places(settings)
     return settings
+
+
+def _check_study(start: StartSettings, named: set[str]) -> None:
+    """Raises UsageError for an option that is for one run."""
+    if start.resume:
+        raise UsageError("the same command again continues a study; leave --resume out")
+    if start.dry_run:
+        raise UsageError("--dry-run is for one run; give --seed in place of --seeds")
+    if "seed" in named:
+        raise UsageError("give either --seed, for one run, or --seeds, for a study")
 
 
 def _check_places(settings: RunSettings) -> None:

@@ -23,7 +23,8 @@ GRACE_SECONDS = 15.0
 # After a second signal, or when this process is gone, ranks that hang are ended after so long.
 HUNG_SECONDS = 45.0
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
-_LAUNCHER = "ACODM_LAUNCHER"
+# What a process that is to stop with its launcher finds the launcher's number in.
+LAUNCHER = "ACODM_LAUNCHER"
 
 
 def is_a_rank() -> bool:
@@ -45,7 +46,7 @@ def run_ranks(count: int, arguments: list[str]) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common[_LAUNCHER] = str(os.getpid())
+    common[LAUNCHER] = str(os.getpid())
     # torchrun does the same. Ranks that each take all cores would be in each other's way.
     common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores_of_this_job() // count)))
     ranks = [
@@ -121,7 +122,7 @@ def _without_nproc(arguments: list[str]) -> list[str]:
 def end_with_launcher() -> None:
     """Runs in a rank: when the process that started it is killed, the rank is told to stop, and saves; if it hangs then, it is
     ended. Without a launcher of ours, this does nothing."""
-    name = os.environ.get(_LAUNCHER, "")
+    name = os.environ.get(LAUNCHER, "")
     if not name.isdigit():
         return
     launcher = int(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 
+from rich.console import Console
+
 from acodm_cli.commands.evaluate import evaluate_saved
 from acodm_cli.commands.train import carry_out
 from acodm_cli.corpus.settings import CorpusSettings
@@ -21,6 +23,11 @@ def run_proxy_train(settings: RunSettings, start: StartSettings) -> None:
     if written is None:
         return
     evaluate_saved(settings, start, written)
+    say_what_next(settings, start, make_console())
+
+
+def say_what_next(settings: RunSettings, start: StartSettings, console: Console) -> None:
+    """Prints commands that look at the schedule and use it, and where it is."""
     of_target = ["--init-from", "FOLDER"] if settings.init_from else ["--model", _larger(settings.model)]
     target = ["acodm", "apply", "--schedule", str(start.out), *of_target]
     if settings.for_tokens is not None:
@@ -30,7 +37,7 @@ def run_proxy_train(settings: RunSettings, start: StartSettings) -> None:
         if (value := getattr(settings, name)) != known[name].default and name != "cache_dir":
             target += [str(known[name].option), str(value)]
     look = shlex.join(["acodm", "inspect", str(start.out)])
-    make_console().print(f"\nlook at it:  {look}\nuse it:      {shlex.join(target)}", highlight=False, soft_wrap=True)
+    console.print(f"\nlook at it:  {look}\nuse it:      {shlex.join(target)}", highlight=False, soft_wrap=True)
     print(start.out)  # noqa: T201 - the result, for scripts
 
 

@@ -376,7 +376,7 @@ def _reference(folder: str, vocab_size: int, compute: Compute) -> nn.Module:
 # What must not change before the run is resumed
 
 
-def input_digests(settings: RunSettings, mixer: Mixer, trained: Path | None = None) -> dict[str, str]:
+def input_digests(settings: RunSettings, mixer: Mixer | type[Mixer], trained: Path | None = None) -> dict[str, str]:
     """Returns, by option, a digest of the content that it names: of the schedule, of what else the mixer reads, and of the folder of
     trained weights."""
     options = settings.mixer_options or {}

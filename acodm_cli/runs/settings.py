@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.settings import CorpusSettings, TargetSettings
 from acodm_cli.engine.settings import TrainSettings
+from acodm_cli.errors import UsageError
 from acodm_cli.mixing.settings import MixingSettings
 from acodm_cli.runs.trackers import TRACKERS
 from acodm_cli.settings import check_options, declared, setting
@@ -185,3 +186,53 @@ class StartSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """The settings that make a study out of `proxy-train`: the same run with several seeds, and beside baselines."""
+
+    PANEL: ClassVar = "Study"
+
+    seeds: str | None = setting(None)
+    """Train with each of these seeds, for example 0,1,2, and export their mean with what it is worth. The same command again
+    continues, or collects what is finished."""
+
+    against: str | None = setting(None)
+    """Train these with the same seeds too, and compare: mixers and schedules, for example natural,uniform,mine.parquet."""
+
+    jobs: int = setting(1, least=1)
+    """The number of runs at a time, each with its share of the cores."""
+
+    guard: bool = setting(False)
+    """Export the best of --against instead, unless the 95% interval is on the good side of each of them."""
+
+    print_commands: bool = setting(False)
+    """Print the command of each run, one a line, and stop: they may run anywhere that shares the folder of --out."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name, each in declared(StudySettings).items():
+            if self.seeds is None and getattr(self, name) != each.default:
+                raise UsageError(f"{each.option} is for several runs; give their seeds, for example --seeds 0,1,2")
+        if self.guard and not self.baselines:
+            raise UsageError("--guard compares with baselines; name some, for example --against natural,uniform")
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds, in order. Raises UsageError if they are not different whole numbers."""
+        known = declared(RunSettings)["seed"]
+        parts = _listed(self.seeds)
+        seeds = [int(part) if part.isdecimal() and len(part) < 20 else None for part in parts]
+        if not seeds or None in seeds or len(set(seeds)) < len(seeds) or any(map(known.refusal, seeds)):
+            raise UsageError(f"--seeds {self.seeds}; give different whole numbers with commas between, as in 0,1,2")
+        return tuple(seed for seed in seeds if seed is not None)
+
+    @property
+    def baselines(self) -> list[str]:
+        """What --against names, in order."""
+        return _listed(self.against)
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

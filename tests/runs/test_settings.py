@@ -14,7 +14,7 @@ from acodm_cli.commands.inspect_settings import InspectSettings
 from acodm_cli.commands.options import Given
 from acodm_cli.engine.settings import TrainSettings
 from acodm_cli.errors import UsageError
-from acodm_cli.runs.settings import RunSettings, StartSettings
+from acodm_cli.runs.settings import RunSettings, StartSettings, StudySettings
 from acodm_cli.settings import check, declared, setting
 from tests.command_line import acodm
 
@@ -104,7 +104,8 @@ def test_settings_of_python_are_checked_as_options_are() -> None:
 def test_every_setting_is_an_option_with_its_text(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = " ".join(acodm(command, "--help").stdout.replace("│", " ").split())
-    kinds = [InspectSettings] if command == "inspect" else [RunSettings, StartSettings]
+    kinds: list[type] = [InspectSettings] if command == "inspect" else [RunSettings, StartSettings]
+    kinds += [StudySettings] if command == "proxy-train" else []
     for kind in kinds:
         for each in declared(kind).values():
             if each.option is None or command not in (each.commands or (command,)):
