@@ -131,6 +131,8 @@ class Study:
                 path = find_schedule(given)
             except ScheduleError as error:
                 raise UsageError(f"--against {given} is no mixer ({', '.join(MIXERS)}), and {error}") from None
+            if path.resolve() == self.out.resolve():
+                raise UsageError(f"--against {given} is what the study writes; give another --out")
             mixer, label, options = "replay", path.stem, {"schedule": given}
         kind, kept = mixer_class(mixer), {}
         for name in (*_OF_MIXER, *GUIDE, *declared(AlignmentSettings)):

@@ -146,6 +146,13 @@ def test_a_guarded_study_exports_the_best_baseline(
     assert not learned.exists()
 
 
+def test_a_baseline_is_not_written_over(proxy: Path) -> None:
+    before = proxy.read_bytes()
+    refused = acodm("proxy-train", "--seeds", 0, "--against", proxy, "--force", "--out", proxy)
+    assert (refused.code, proxy.read_bytes()) == (2, before)
+    assert "is what the study writes; give another --out" in refused.stderr
+
+
 @pytest.mark.slow
 def test_an_interrupted_study_ends_in_the_same_file(
     options: list[object], commands: tuple[Path, list[str]], collected: Outcome, tmp_path: Path
