@@ -319,7 +319,7 @@ def test_the_end_of_documents_is_trained_where_it_is_padding_too(corpus: Corpus,
     first.save_model(tmp_path / "model")
     settings = replace(CONTINUED, init_from=str(tmp_path / "model"), mixer="uniform", lr=1e-3)
     run = build_run(settings, corpus=corpus, warn=lambda _: None)
-    assert run.trainer.model.get_input_embeddings().padding_idx is None  # type: ignore[operator, union-attr]
+    assert run.trainer.model.get_input_embeddings().padding_idx is None  # type: ignore[operator]
 
 
 def test_the_weights_that_a_run_begins_with_are_not_replaced(saved: Path, corpus: Corpus) -> None:
