@@ -258,12 +258,12 @@ def test_keeps_as_many_checkpoints_as_asked(small: list[object], tmp_path: Path)
 @pytest.mark.parametrize("command", ["proxy-train", "apply"])
 def test_chaos(command: str, tmp_path: Path) -> None:
     """A short run of the script that kills a run at random moments."""
-    assert chaos(command, kills=5, steps=40, seed=1, folder=tmp_path).total() >= 4
+    assert chaos(command, kills=3, steps=40, seed=1, folder=tmp_path).total() >= 2
 
 
 @pytest.mark.slow
 def test_chaos_of_ranks(tmp_path: Path) -> None:
-    assert chaos("proxy-train", kills=3, steps=40, seed=2, folder=tmp_path, nproc=2).total() >= 2
+    assert chaos("proxy-train", kills=2, steps=30, seed=2, folder=tmp_path, nproc=2).total() >= 1
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -72,22 +72,32 @@ def test_the_model_starts_anew_on_all_ranks(parallel: str, small: list[object], 
     assert a["best"] == b["best"]
 
 
+@pytest.fixture(scope="module")
+def guided(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object], Path]:
+    """A run with a target: its options, and its schedule in one process."""
+    folder = tmp_path_factory.mktemp("guided")
+    target = write_target(folder / "code.jsonl", "code")
+    options = ["--target", target, "--guide-every", 2, "--guide-sequences", 3, "--micro-batch", 2, "--steps", 12]
+    run("proxy-train", *options, "--out", folder / "alone.parquet", *small)
+    return options, folder / "alone.parquet"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp", "checkpointing", "compiled"])
-def test_guide_passes_are_those_of_one_process(how: str, small: list[object], tmp_path: Path) -> None:
+def test_guide_passes_are_those_of_one_process(
+    how: str, guided: tuple[list[object], Path], small: list[object], tmp_path: Path
+) -> None:
     """Three sequences of guides for two ranks, so that one has less to do."""
-    target = write_target(tmp_path / "code.jsonl", "code")
-    guided = ["--target", target, "--guide-every", 2, "--guide-sequences", 3, "--micro-batch", 2, "--steps", 12]
-    run("proxy-train", *guided, "--out", tmp_path / "alone.parquet", *small)
+    options, alone = guided
     ways: dict[str, list[object]] = {
         "ddp": ["--nproc", 2],
         "fsdp": ["--nproc", 2, "--parallel", "fsdp"],
         "checkpointing": ["--activation-checkpointing"],
         "compiled": ["--compile", "on"],
     }
-    run("proxy-train", *guided, "--out", tmp_path / "a.parquet", *ways[how], *small)
-    assert_same_run(tmp_path / "a.parquet", tmp_path / "alone.parquet")
-    a, b = (Schedule.read(tmp_path / name) for name in ("a.parquet", "alone.parquet"))
+    run("proxy-train", *options, "--out", tmp_path / "a.parquet", *ways[how], *small)
+    assert_same_run(tmp_path / "a.parquet", alone)
+    a, b = (Schedule.read(path) for path in (tmp_path / "a.parquet", alone))
     for name in ("target.code.loss", "target.code.guide_loss"):
         assert np.nanmax(np.abs(a.per_step[name] - b.per_step[name])) < 1e-3
     assert np.nanmax(np.abs(a.per_domain["reward"] - b.per_domain["reward"])) < 1e-2 * np.nanmax(b.per_domain["reward"])

@@ -37,8 +37,9 @@ def test_what_is_read_back_is_what_was_asked(name: str, num_domains: int) -> Non
     np.testing.assert_allclose(realised_NK, plan.weights_NK, atol=1e-3)
 
 
-def test_the_report_is_whole_where_it_is_piped(tmp_path: Path) -> None:
+def test_the_report_is_whole_where_it_is_piped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with names that are longer than a terminal is wide; it says for how many ranks it is."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     name = "weborganizer_" + "finance_and_business_" * 6 + "high"
     schedule = replace(make_schedule(10), domains=[name, "code", "books"])
     schedule.write(tmp_path / "a.parquet")
