@@ -147,26 +147,32 @@ def spread(total: int, count: int) -> NDArray[np.int64]:
 
 def validation_windows(corpus: Corpus, seq_len: int, part: Part = "report") -> list[Windows]:
     """Returns the windows of a part of each domain's validation text, in the order of the domains."""
+    return list(_windows(corpus, corpus.names, seq_len, part).values())
+
+
+def _windows(corpus: Corpus, names: Collection[str], seq_len: int, part: Part) -> dict[str, Windows]:
+    """Returns the windows of some domains by name, in the order of the corpus."""
     end = corpus.tokenizer.end_of_document
-    return [Windows(domain.validation, seq_len, end, part) for domain in corpus.domains]
+    return {
+        domain.name: Windows(domain.validation, seq_len, end, part) for domain in corpus.domains if domain.name in names
+    }
 
 
 def guide_of_domain(corpus: Corpus, name: str, seq_len: int, most: int = _MOST_GUIDES) -> HeldOutText | None:
     """Returns so many sequences at most of the guide part of a domain. None if it has none."""
-    index = corpus.names.index(name)
-    windows = validation_windows(corpus, seq_len, "guide")[index]
+    windows = _windows(corpus, [name], seq_len, "guide")[name]
     return windows.text(name, most, corpus.tokenizer.token_bytes_V) if len(windows) else None
 
 
 def guide_of_domains(corpus: Corpus, seq_len: int, names: Collection[str]) -> HeldOutText | None:
     """Returns the guide part of some domains as one text, with as many sequences of each, so that its loss is the mean over
     them. None if one of them has no guide part."""
-    windows = dict(zip(corpus.names, validation_windows(corpus, seq_len, "guide"), strict=True))
-    rows = min(_MOST_GUIDES, *(len(windows[name]) for name in names))
+    windows = _windows(corpus, names, seq_len, "guide")
+    rows = min(_MOST_GUIDES, *map(len, windows.values()))
     if not rows:
         return None
     bytes_V = corpus.tokenizer.token_bytes_V
-    texts = [windows[name].text(name, rows, bytes_V) for name in corpus.names if name in names]
+    texts = [each.text(name, rows, bytes_V) for name, each in windows.items()]
     firsts = np.cumsum([0, *(len(text.tokens_D) for text in texts)])
     documents_NT = np.concatenate([text.documents_NT + first for text, first in zip(texts, firsts, strict=False)])
     tokens_NU, counted_NT = (np.concatenate([getattr(t, name) for t in texts]) for name in ("tokens_NU", "counted_NT"))

@@ -38,7 +38,6 @@ def export(plan: Plan) -> Export:
     """Raises: UsageError if the ranks cannot share a batch."""
     files = {FILE: module(plan, TRAINER, _IMPORTS, _LOADER)}
     notes = [
-        f"Set BASE in {FILE} to the config function of your model, then train with --module acodm_mixture and --config mixture.",
         *notes_of_the_order(plan),
         "Sources must be text that datasets.load_dataset reads, with a column `text`, shuffled beforehand: torchtitan tokenizes, and "
         "shuffles no source before it has read it once.",
@@ -49,7 +48,9 @@ def export(plan: Plan) -> Export:
 
 
 def notes_of_the_order(plan: Plan) -> list[str]:
+    """Returns how to train with the module, and what its order asks for."""
     return [
+        f"Set BASE in {FILE} to the config function of your model, then train with --module acodm_mixture and --config mixture.",
         "One run goes through all stages; no restart is needed. Resume it with the same number of data-parallel ranks.",
         f"The counts of sequences are exact over all ranks, whose number must divide {plan.target.batch}.",
         "A source that runs out of text on some rank begins again there, in another order.",

@@ -29,7 +29,6 @@ def export(plan: Plan) -> Export:
     """Raises: UsageError if the ranks cannot share a batch."""
     files = {FILE: module(plan, TRAINER, _IMPORTS, _LOADER)}
     notes = [
-        f"Set BASE in {FILE} to the config function of your model, then train with --module acodm_mixture and --config mixture.",
         *notes_of_the_order(plan),
         f"The tokens of a rank's micro-batch must be a multiple of {plan.target.seq_len}, and its share of the batch a multiple of that.",
         "Sources must be text that datasets.load_dataset reads, with a column `text`; every rank has its part of each.",

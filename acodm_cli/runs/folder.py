@@ -54,10 +54,7 @@ class RunFolder:
         Raises:
             UsageError: something would be overwritten, or the place cannot be written.
         """
-        if self.out.suffix != ".parquet":
-            raise UsageError(f"--out {self.out} must end in .parquet")
-        if self.out.is_dir():
-            raise UsageError(f"--out {self.out} is a folder; give a file name")
+        self.check_out()
         if settings.schedule and Path(settings.schedule).resolve() in (self.out.resolve(), self.path.resolve()):
             raise UsageError(f"--out {self.out} is the schedule itself; give another --out for the record of this run")
         model = Path(settings.save_model) if settings.save_model else None
@@ -79,6 +76,13 @@ class RunFolder:
                     pass
             except OSError as error:
                 raise UsageError(f"cannot write in {parent}: {error.strerror}; choose another place") from None
+
+    def check_out(self) -> None:
+        """Raises UsageError if --out is not the name of a schedule file."""
+        if self.out.suffix != ".parquet":
+            raise UsageError(f"--out {self.out} must end in .parquet")
+        if self.out.is_dir():
+            raise UsageError(f"--out {self.out} is a folder; give a file name")
 
     def _check_model(self, model: Path, settings: RunSettings) -> None:
         """Raises UsageError if the model's folder would replace, or lie in, something else."""

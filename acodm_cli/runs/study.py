@@ -179,10 +179,7 @@ class Study:
         Raises:
             UsageError: something else is there, or the place cannot be written.
         """
-        if self.out.suffix != ".parquet":
-            raise UsageError(f"--out {self.out} must end in .parquet")
-        if self.out.is_dir():
-            raise UsageError(f"--out {self.out} is a folder; give a file name")
+        RunFolder(self.out).check_out()
         before = {}
         if not force:
             self._check_out()

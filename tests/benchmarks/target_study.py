@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from acodm_cli.display.style import colour_of
+from acodm_cli.schedule.evidence import mean_and_interval
 from acodm_cli.schedule.schedule import Schedule
 from tests.benchmarks.environment import COMMIT, RESULTS, save
 from tests.benchmarks.sample_efficiency import calmness, steps_to
@@ -225,14 +226,10 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def paired_difference(differences_N: np.ndarray) -> tuple[float | None, float | None]:
     """(mean in percent, half of its 95% interval by Student's t)."""
-    number = len(differences_N)
-    if not number:
+    if not len(differences_N):
         return None, None
-    mean = 100 * float(differences_N.mean())
-    if number == 1:
-        return mean, None
-    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}[number]
-    return mean, 100 * quantile * float(differences_N.std(ddof=1)) / number**0.5
+    mean, _, interval = mean_and_interval(100 * differences_N)
+    return mean, interval
 
 
 def share(value: float | str | None) -> str:
