@@ -71,16 +71,16 @@ def objective_of(
     if of_kept := sorted(set(settings.target_weight or {}) & set(kept)):
         raise UsageError(f"--target-weight {of_kept[0]}: what is kept has a budget, and no weight; leave one out")
     number = len(learned) or len(set(domains) - set(kept))
-    keeps = {"kept": tuple(kept), "budget": settings.keep_budget, "learned": number} if kept else {}
+    objective = Objective(kept=tuple(kept), budget=settings.keep_budget, learned=number) if kept else Objective()
     if learned:
         names, weights = zip(*((target.name, target.weight) for target in learned), strict=True)
-        return Objective(names, weights, settings.target_balance, **keeps)  # type: ignore[arg-type]
+        return replace(objective, targets=names, weights_J=weights, balance=settings.target_balance)
     if given:
         of_domain = named_weights(given, domains, "--objective-weight", "domain")
-        return Objective((), tuple(of_domain.get(name, 1.0) for name in domains))
+        return replace(objective, weights_J=tuple(of_domain.get(name, 1.0) for name in domains))
     if set(kept) & set(domains):
-        return Objective((), tuple(float(name not in kept) for name in domains), **keeps)  # type: ignore[arg-type]
-    return Objective(**keeps)  # type: ignore[arg-type]
+        return replace(objective, weights_J=tuple(float(name not in kept) for name in domains))
+    return objective
 
 
 def guides_of(
