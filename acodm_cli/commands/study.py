@@ -127,7 +127,7 @@ def train(study: Study, start: StartSettings, console: Console) -> None:
                 children.remove(child)
                 code = child.process.returncode
                 if code == 0:
-                    display.ended(child.run.name, lengths[child.run.name], _result(child.run))
+                    display.ended(child.run.name, lengths[child.run.name], _result(child.run, study))
                 elif not received:
                     failed.append((child.run, code))
                     display.say(f"{child.run.name} failed: {_reason(child.run, code)}", "yellow")
@@ -189,9 +189,9 @@ def _started(run: SingleRun, start: StartSettings, display: StudyDisplay) -> _Ch
     return child
 
 
-def _result(run: SingleRun) -> str:
+def _result(run: SingleRun, study: Study) -> str:
     schedule = Schedule.read(run.out, (*COLUMNS, TARGETS))
-    return f"{objective_name(schedule)} {validations(schedule)[1][-1]:.4g}"
+    return f"{objective_name(schedule)} {validations(schedule, study.objective_weights)[1][-1]:.4g}"
 
 
 def _reason(run: SingleRun, code: int) -> str:

@@ -106,8 +106,11 @@ def open_targets(settings: TargetSettings, corpus: Corpus, text_field: str, seq_
     ]
 
 
-def named_weights(given: dict[str, str], names: Sequence[str], option: str, what: str) -> dict[str, float]:
-    """Returns weights by name as numbers. option, what: how they were given, and of what they are, for messages.
+def named_weights(
+    given: dict[str, str], names: Sequence[str], option: str, what: str, zero: bool = False
+) -> dict[str, float]:
+    """Returns weights by name as numbers. option, what: how they were given, and of what they are, for messages. zero: whether
+    some of them may be 0.
 
     Raises:
         UsageError: there is no such name, or a weight is no number above 0.
@@ -120,8 +123,8 @@ def named_weights(given: dict[str, str], names: Sequence[str], option: str, what
             found[name] = float(text)
         except ValueError:
             found[name] = -1.0
-        if not 0 < found[name] < float("inf"):
-            raise UsageError(f"{option} {name}={text}; give a number above 0")
+        if not 0 <= found[name] < float("inf") or (found[name] == 0 and not zero):
+            raise UsageError(f"{option} {name}={text}; give a number {'of at least' if zero else 'above'} 0")
     return found
 
 

@@ -32,9 +32,9 @@ def with_options(defaults: Settings, options: dict[str, str] | None, mixer: str)
             names = f"known: {', '.join(known)}" if known else "it has none"
             raise UsageError(f"mixer {mixer} has no option {name!r}; {names}")
         try:
-            changes[name] = _parsed(text, known[name])
+            changes[name] = parsed(text, known[name])
         except ValueError:
-            raise UsageError(f"option {name}={text} of mixer {mixer} is not {_describe(known[name])}") from None
+            raise UsageError(f"option {name}={text} of mixer {mixer} is not {described(known[name])}") from None
     try:
         changed = replace(defaults, **changes)  # type: ignore[type-var]
         check(changed)
@@ -43,7 +43,7 @@ def with_options(defaults: Settings, options: dict[str, str] | None, mixer: str)
     return changed
 
 
-def _parsed(text: str, setting: Declared) -> Any:
+def parsed(text: str, setting: Declared) -> Any:
     """Returns the value of a text. Raises ValueError if the text does not have the setting's type."""
     if setting.optional and text.lower() == "none":
         return None
@@ -59,7 +59,8 @@ def _parsed(text: str, setting: Declared) -> Any:
     return text
 
 
-def _describe(setting: Declared) -> str:
+def described(setting: Declared) -> str:
+    """Returns what the values of a setting are, for messages."""
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     known = names.get(setting.kind) or "one of " + ", ".join(setting.choices)
     return f"{known} or none" if setting.optional else known

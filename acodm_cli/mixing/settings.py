@@ -43,7 +43,7 @@ class MixingSettings:
     of the domains. given: the manifest's; without them importance if targets guide ac-odm, else uniform."""
 
     objective_weights: dict[str, str] | None = setting(None, flag="--objective-weight")
-    """How much a domain's loss counts in what the mixture is for: NAME=2. Default: 1. With targets, theirs count instead."""
+    """How much a domain's loss counts in what the mixture is for: NAME=2, or 0. Default: 1. With targets, theirs count instead."""
 
     episodes: int = setting(1, least=1, most=1000, commands=("proxy-train",))
     """The number of runs, in each of which the model starts anew while the mixer goes on learning. The schedule is that of

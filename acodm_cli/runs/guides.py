@@ -76,8 +76,11 @@ def objective_of(
         names, weights = zip(*((target.name, target.weight) for target in learned), strict=True)
         return replace(objective, targets=names, weights_J=weights, balance=settings.target_balance)
     if given:
-        of_domain = named_weights(given, domains, "--objective-weight", "domain")
-        return replace(objective, weights_J=tuple(of_domain.get(name, 1.0) for name in domains))
+        of_domain = named_weights(given, domains, "--objective-weight", "domain", zero=True)
+        weights_J = tuple(of_domain.get(name, 1.0) for name in domains)
+        if not any(weights_J):
+            raise UsageError("--objective-weight is 0 for every domain, so that nothing counts; leave one out")
+        return replace(objective, weights_J=weights_J)
     if set(kept) & set(domains):
         return replace(objective, weights_J=tuple(float(name not in kept) for name in domains))
     return objective

@@ -199,7 +199,8 @@ class StudySettings:
     continues, or collects what is finished."""
 
     against: str | None = setting(None)
-    """Train these with the same seeds too, and compare: mixers and schedules, for example natural,uniform,mine.parquet."""
+    """Train these with the same seeds too, and compare: mixers and schedules, for example natural,uniform,mine.parquet. Mixers may
+    have settings of their own: ac-odm:agent=paper:anchor=0."""
 
     jobs: int = setting(1, least=1)
     """The number of runs at a time, each with its share of the cores."""

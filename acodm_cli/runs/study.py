@@ -23,6 +23,8 @@ from acodm_cli import __version__
 from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.errors import AcodmError, ScheduleError, UsageError
 from acodm_cli.mixing.catalog import MIXERS, mixer_class
+from acodm_cli.mixing.mixer import Mixer
+from acodm_cli.mixing.options import described, parsed
 from acodm_cli.runs.build import GUIDE, input_digests
 from acodm_cli.runs.folder import RunFolder
 from acodm_cli.runs.settings import RunSettings, StartSettings, StudySettings
@@ -36,7 +38,7 @@ from acodm_cli.writing import atomic_file, few, in_short, why_not_written
 # These mixers do nothing without a schedule or weights; --against names those themselves.
 _NEED_MORE = ("fixed", "replay", "policy")
 # The settings that are of one mixer, and nothing to others.
-_OF_MIXER = ("mixer", "mixer_options", "prior", "agent", "objective_weights", "episodes", "replay_by")
+_OF_MIXER = ("prior", "agent", "episodes", *GUIDE, *declared(AlignmentSettings))
 _LARGEST_FILE = 1 << 20
 
 
@@ -89,6 +91,13 @@ def options_of(settings: RunSettings) -> list[str]:
     return words
 
 
+def _uses(kind: type[Mixer], name: str) -> bool:
+    """Whether a setting of one mixer does something with this one."""
+    if name in GUIDE:
+        return kind.guided
+    return kind.needs_gram if name in declared(AlignmentSettings) else name in kind.uses
+
+
 class Study:
     """What `proxy-train --seeds` is to do.
 
@@ -121,26 +130,51 @@ class Study:
 
     def _baseline(self, given: str) -> tuple[str, RunSettings]:
         """Returns the name and the settings of a baseline, which keeps of the studied mixer's own settings those that it uses."""
-        options, mixer, label = None, given, given
-        if given in _NEED_MORE:
+        name, *words = given.split(":")
+        if name in _NEED_MORE:
             raise UsageError(
                 f"--against {given} needs weights; name the schedule that has them, by its file or its name"
             )
-        if given not in MIXERS:
-            try:
-                path = find_schedule(given)
-            except ScheduleError as error:
-                raise UsageError(f"--against {given} is no mixer ({', '.join(MIXERS)}), and {error}") from None
-            if path.resolve() == self.out.resolve():
-                raise UsageError(f"--against {given} is what the study writes; give another --out")
-            mixer, label, options = "replay", path.stem, {"schedule": given}
-        kind, kept = mixer_class(mixer), {}
-        for name in (*_OF_MIXER, *GUIDE, *declared(AlignmentSettings)):
-            uses = name in kind.uses or (kind.guided and name in GUIDE)
-            if not uses and not (kind.needs_gram and name in declared(AlignmentSettings)):
-                kept[name] = declared(RunSettings)[name].default
-        kept |= {"mixer": mixer, "mixer_options": options}
-        return label, replace(self.studied, **kept).anchored(kind.files)
+        if name in MIXERS:
+            return self._with_words(name, words)
+        try:
+            path = find_schedule(given)
+        except ScheduleError as error:
+            raise UsageError(f"--against {given} is no mixer ({', '.join(MIXERS)}), and {error}") from None
+        if path.resolve() == self.out.resolve():
+            raise UsageError(f"--against {given} is what the study writes; give another --out")
+        return path.stem, self._of(mixer_class("replay"), mixer="replay", mixer_options={"schedule": given})
+
+    def _with_words(self, name: str, words: list[str]) -> tuple[str, RunSettings]:
+        """Returns the name and the settings of a mixer with words NAME=VALUE, each an option of the mixer or one of `_OF_MIXER`."""
+        kind, known = mixer_class(name), declared(RunSettings)
+        changed: dict[str, Any] = {}
+        options: dict[str, str] = {}
+        label = name
+        for word in words:
+            key, equals, text = word.partition("=")
+            if not (key and equals):
+                raise UsageError(f"--against {name}:{word}; write what to change as {name}:NAME=VALUE")
+            label += f":{key}={Path(text).name if key in kind.files else text}"
+            if key not in _OF_MIXER:
+                options[key] = text
+            elif not _uses(kind, key):
+                raise UsageError(f"--against {name}:{word} does nothing with mixer {name}; leave it out")
+            else:
+                try:
+                    changed[key] = parsed(text, known[key])
+                except ValueError:
+                    raise UsageError(f"--against {name}:{word}; {key} is {described(known[key])}") from None
+        return label, self._of(kind, mixer=name, mixer_options=options or None, **changed)
+
+    def _of(self, kind: type[Mixer], **changed: Any) -> RunSettings:
+        """Returns the settings of the study for another mixer, which keeps of the studied one's those that it uses too."""
+        unused = {
+            name: declared(RunSettings)[name].default
+            for name in (*_OF_MIXER, "objective_weights", "replay_by")
+            if not _uses(kind, name)
+        }
+        return replace(self.studied, **unused | changed).anchored(kind.files)
 
     # What the runs have in common
 
@@ -169,6 +203,11 @@ class Study:
     def digest(self) -> str:
         """A digest of `common`."""
         return hashlib.sha256(json.dumps(self.common, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def objective_weights(self) -> dict[str, float]:
+        """How much domains count in what all runs are compared by, where that is not 1."""
+        return {name: float(text) for name, text in (self.studied.objective_weights or {}).items()}
 
     # On disk
 
@@ -254,7 +293,7 @@ class Study:
         """
         runs = {label: [self._read(run) for run in self.runs if run.label == label] for label in self.by_label}
         self._check_alike([(run, runs[run.label][self.seeds.index(run.settings.seed)]) for run in self.runs])
-        evidence = evidence_of(runs, self.seeds, self.asked.guard, self.digest)
+        evidence = evidence_of(runs, self.seeds, self.asked.guard, self.digest, self.objective_weights)
         chosen = dict.fromkeys([evidence.mixer, evidence.recommended])
         means = {label: mean_of(runs[label]) for label in chosen}
         schedules = {}

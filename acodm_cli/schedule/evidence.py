@@ -79,9 +79,11 @@ def seeds_needed(deviation: float, difference: float) -> int:
     return number
 
 
-def validations(schedule: Schedule) -> tuple[NDArray[np.int64], Array]:
+def validations(schedule: Schedule, weights: Mapping[str, float] | None = None) -> tuple[NDArray[np.int64], Array]:
     """Returns the steps of a run's validations, and its objective there: with targets that of the run, in nats; else the mean over
     domains of their perplexities. [R], [R]
+
+    weights: how much a domain counts in that mean, by name; default: 1.
 
     Raises:
         ScheduleError: there was no validation.
@@ -89,7 +91,10 @@ def validations(schedule: Schedule) -> tuple[NDArray[np.int64], Array]:
     if schedule.targets:
         values_S = schedule.per_step["objective"].astype(np.float64)
     else:
-        values_S = np.exp(schedule.per_domain["validation_loss"].astype(np.float64)).mean(axis=1)
+        weights_K = [(weights or {}).get(name, 1.0) for name in schedule.domains]
+        counted_K = np.flatnonzero(weights_K)  # a domain that does not count may have no finite loss
+        losses_SK = schedule.per_domain["validation_loss"].astype(np.float64)[:, counted_K]
+        values_S = np.average(np.exp(losses_SK), axis=1, weights=np.array(weights_K)[counted_K])
     rows_R = np.flatnonzero(np.isfinite(values_S))
     if not len(rows_R):
         raise ScheduleError("a run of the study has no validation with finite losses, and cannot be compared")
@@ -117,9 +122,11 @@ def share_to_best(
     return float(step / other_step_R[other_R.argmin()])
 
 
-def compare(baseline: str, runs: Sequence[Schedule], others: Sequence[Schedule]) -> Comparison:
-    """Returns runs against those of a baseline with the same seeds, in the same order."""
-    ours, theirs = [validations(run) for run in runs], [validations(run) for run in others]
+def compare(
+    baseline: str, runs: Sequence[Schedule], others: Sequence[Schedule], weights: Mapping[str, float] | None = None
+) -> Comparison:
+    """Returns runs against those of a baseline with the same seeds, in the same order. weights: see `validations`."""
+    ours, theirs = [validations(run, weights) for run in runs], [validations(run, weights) for run in others]
     ends_N, other_ends_N = (np.array([value_R[-1] for _, value_R in curves]) for curves in (ours, theirs))
     mean, deviation, interval = mean_and_interval(100 * (ends_N / other_ends_N - 1))
     shares = [share_to_best(*one, *other) for one, other in zip(ours, theirs, strict=True)]
@@ -138,20 +145,28 @@ def shows_nothing(comparison: Comparison) -> bool:
     return comparison.interval is None or abs(comparison.difference) <= comparison.interval
 
 
-def evidence_of(runs: Mapping[str, Sequence[Schedule]], seeds: Sequence[int], guarded: bool, settings: str) -> Evidence:
+def evidence_of(
+    runs: Mapping[str, Sequence[Schedule]],
+    seeds: Sequence[int],
+    guarded: bool,
+    settings: str,
+    weights: Mapping[str, float] | None = None,
+) -> Evidence:
     """Returns what a study says of its first mixer. The schedule that it recommends is that mixer's, or if it is guarded and the
     mixer is not better than each baseline, that of the baseline with the best objective.
 
     runs: of each mixer by name, in the order of the seeds; those after the first are baselines. settings: a digest of what the runs
-    have in common.
+    have in common. weights: see `validations`.
 
     Raises:
         ScheduleError: a run has no validation.
     """
     mixer, *baselines = runs
-    against = tuple(compare(name, runs[mixer], runs[name]) for name in baselines)
-    curves = tuple(_curve(name, each) for name, each in runs.items())
-    best = min(baselines, key=lambda name: np.mean([validations(run)[1][-1] for run in runs[name]]), default=mixer)
+    against = tuple(compare(name, runs[mixer], runs[name], weights) for name in baselines)
+    curves = tuple(_curve(name, each, weights) for name, each in runs.items())
+    best = min(
+        baselines, key=lambda name: np.mean([validations(run, weights)[1][-1] for run in runs[name]]), default=mixer
+    )
     first = runs[mixer][0]
     corpus, tokenizer = (first.info.get(name) for name in ("corpus", "tokenizer"))
     return Evidence(
@@ -176,10 +191,10 @@ def fingerprint(value: object) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _curve(name: str, runs: Sequence[Schedule]) -> StudiedCurve:
+def _curve(name: str, runs: Sequence[Schedule], weights: Mapping[str, float] | None) -> StudiedCurve:
     """Returns the objective of a mixer's runs at the validations of the first; of very many, at some that are evenly spread."""
-    step_R = validations(runs[0])[0]
+    step_R = validations(runs[0], weights)[0]
     step_R = step_R[np.unique(np.linspace(0, len(step_R) - 1, min(len(step_R), MOST_POINTS)).round().astype(int))]
-    values = tuple(tuple(np.interp(step_R, *validations(run)).tolist()) for run in runs)
+    values = tuple(tuple(np.interp(step_R, *validations(run, weights)).tolist()) for run in runs)
     steps = [(run.run.steps or len(run)) * (run.run.episodes.number if run.run.episodes else 1) for run in runs]
     return StudiedCurve(name, tuple(step_R.tolist()), values, sum(steps))

@@ -58,6 +58,24 @@ def test_printed_commands_are_ordinary_runs(commands: tuple[Path, list[str]]) ->
     assert ["--seed 1" in line for line in lines] == [False, False, True, True]
 
 
+def test_baselines_have_settings_of_their_own(options: list[object], tmp_path: Path) -> None:
+    """A baseline without words keeps what it knows of the studied mixer's settings."""
+    against = "ac-odm:agent=paper:anchor=0,swarm:episodes=5,swarm"
+    given = ["--prior", "natural", "--mixer-option", "gamma=0.5", *options, "--seeds", 0, "--against", against]
+    printed = acodm("proxy-train", *given, "--print-commands", "--out", tmp_path / "out.parquet")
+    assert printed.code == 0, printed.stderr
+    studied, paper, swarm, plain = printed.stdout.splitlines()
+    assert "gamma=0.5" in studied
+    assert "--agent paper" in paper
+    assert "--mixer-option anchor=0" in paper
+    assert "gamma" not in paper
+    assert "--mixer swarm" in swarm
+    assert "--episodes 5" in swarm
+    assert "--episodes" not in plain
+    assert all("--prior natural" in line for line in (studied, paper, swarm, plain))
+    assert paper.endswith("ac-odm_agent_paper_anchor_0-seed-0.parquet")
+
+
 def test_a_study_is_collected(commands: tuple[Path, list[str]], collected: Outcome) -> None:
     out = commands[0]
     assert collected.stdout.split() == [str(out)]
@@ -201,6 +219,9 @@ def test_a_run_that_fails_is_named(options: list[object], tmp_path: Path) -> Non
         (["--against", "uniform"], "give their seeds, for example --seeds 0,1,2"),
         (["--seeds", "0,1", "--against", "unifrom"], "--against unifrom is no mixer (ac-odm, natural"),
         (["--seeds", "0,1", "--against", "uniform,ac-odm"], "ac-odm is in the study already"),
+        (["--seeds", "0,1", "--against", "ac-odm:anchor"], "ac-odm:anchor; write what to change as ac-odm:NAME=VALUE"),
+        (["--seeds", "0,1", "--against", "odm:agent=paper"], "odm:agent=paper does nothing with mixer odm"),
+        (["--seeds", "0,1", "--against", "swarm:episodes=x"], "episodes is a whole number"),
         (["--seeds", "0,1", "--against", "replay"], "name the schedule that has them"),
         (["--seeds", "0,1", "--save-model", "m"], "a study keeps no models"),
         (["--seeds", "0,1", "--out", "out.csv"], "must end in .parquet"),

@@ -260,6 +260,8 @@ def test_a_domain_whose_loss_counts_more_is_drawn_more(corpus: Corpus) -> None:
     assert weighted.per_step["objective"][-1] == pytest.approx(losses_K @ shares_K, rel=1e-5)
     with pytest.raises(UsageError, match="there is no such domain; there are arithmetic"):
         build_run(replace(SMALL, objective_weights={"x": "1"}), corpus=corpus)
+    with pytest.raises(UsageError, match="so that nothing counts"):
+        build_run(replace(SMALL, objective_weights=dict.fromkeys(corpus.names, "0")), corpus=corpus)
 
 
 def test_an_agent_starts_from_what_is_like_its_targets(

@@ -137,6 +137,14 @@ def test_targets_are_judged_by_the_objective() -> None:
     assert [values.tolist() for values in of.validations(run)] == [[2, 4], [5, 4]]
 
 
+def test_domains_count_by_their_weights() -> None:
+    """What weighs nothing may have no finite loss."""
+    run = run_with([4.0, 2.0])
+    run.per_domain["validation_loss"][:, 2] = np.nan
+    first, _, third = run.domains
+    assert of.validations(run, {first: 3, third: 0})[1] == pytest.approx([2.5, 1.25])
+
+
 @pytest.mark.parametrize(
     ("worst", "recommended"), [(101.0, "ac-odm"), (99.5, "natural")], ids=["better than all", "not than natural"]
 )

@@ -220,7 +220,9 @@ class AcOdmLearner(Mixer):
         """Returns what is rewarded, in nats: J, or the log of the mean perplexity."""
         if objective.targets or self.objective.targets or self.agent_settings.objective == "loss":
             return super().cost(objective, losses_J)
-        return float(np.logaddexp.reduce(losses_J + np.log(objective.shares(len(losses_J)))))
+        shares_J = objective.shares(len(losses_J))
+        counted_J = shares_J > 0
+        return float(np.logaddexp.reduce(losses_J[counted_J] + np.log(shares_J[counted_J])))
 
     def end_episode(self, cost: float, left: int) -> None:
         self.episode += 1
