@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from acodm_cli.commands.export import run_export
 from acodm_cli.commands.inspect_settings import EXPORTED, InspectSettings
@@ -99,12 +100,13 @@ def _views(settings: InspectSettings) -> list[View]:
     s = settings
     everything = s.out is not None and s.export is None
     plots = [s.plot, *(PLOTS if s.html is not None else ())]
-    columns = None if everything else {*facts.COLUMNS, *(name for plot in plots for name in plot_of(plot).columns)}
+    needed = {*facts.COLUMNS, compose.WEIGHT_SD}
+    columns = None if everything else {*needed, *(name for plot in plots for name in plot_of(plot).columns)}
     runs = [Schedule.load(source, columns) for source in s.schedules]
     first, last = _range(s.steps)
     if s.steps is not None:
         runs = [compose.between(run, first, last) for run in runs]
-    views = [View(name, run) for name, run in zip(s.schedules, runs, strict=True)]
+    views = [View(name, run, _deviation(run)) for name, run in zip(s.schedules, runs, strict=True)]
     if s.merge:
         mean, deviation_SK = compose.merge(runs)
         for unlike in compose.unlike(runs):
@@ -118,6 +120,13 @@ def _views(settings: InspectSettings) -> list[View]:
         replace(view, domains=[view.schedule.domains.index(name) for name in names if name in view.schedule.domains])
         for view in views
     ]
+
+
+def _deviation(run: Schedule) -> NDArray[np.float32] | None:
+    """Returns the standard deviation of the weights over the runs of the study that a schedule is the mean of. [S, K]"""
+    deviation_SK = run.per_domain.get(compose.WEIGHT_SD)
+    # The file may be a stranger's.
+    return None if deviation_SK is None else np.nan_to_num(deviation_SK).clip(0, 1)
 
 
 def _composed(view: View, settings: InspectSettings) -> View:

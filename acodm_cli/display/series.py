@@ -163,6 +163,11 @@ def _evidence(schedule: Schedule, points: int) -> Series:
         ],
         axis=1,
     )
+    bands = [
+        np.interp(step_R, curve.steps, np.std(curve.values, axis=0, ddof=1), left=np.nan, right=np.nan)
+        for curve in evidence.curves
+        if len(curve.values) > 1
+    ]
     of_step = (schedule.run.batch or 0) * (schedule.run.seq_len or 0)
     of_step = of_step if of_step * steps[-1] < 2**62 else 0
     unit = "objective, nats" if evidence.objective == "objective" else evidence.objective
@@ -173,7 +178,8 @@ def _evidence(schedule: Schedule, points: int) -> Series:
         step_R,
         step_R * of_step,
         means_RN,
-        first_step=int(step_R[0]),
+        np.stack(bands, axis=1) if len(bands) == len(evidence.curves) else None,
+        int(step_R[0]),
         of_domains=False,
         own_unit=unit,
     )

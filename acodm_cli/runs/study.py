@@ -348,7 +348,7 @@ class Study:
 
 def mean_of(runs: list[Schedule]) -> tuple[Schedule, int | None]:
     """Returns the mean schedule of runs that differ in their seeds, and the seed of its policy: that of the run that is nearest to
-    the mean. The column `weight_sd` is the standard deviation of the weights over the runs. [S, K]"""
+    the mean. The column `WEIGHT_SD` is the standard deviation of the weights over the runs. [S, K]"""
     if len(runs) == 1:
         mean, policy = runs[0], runs[0].policy
     else:
@@ -357,8 +357,8 @@ def mean_of(runs: list[Schedule]) -> tuple[Schedule, int | None]:
         mean = replace(
             mean,
             policy=policy,
-            per_domain=mean.per_domain | {"weight_sd": deviation_SK},
-            metrics=mean.metrics | {"weight_sd": "domain"},
+            per_domain=mean.per_domain | {compose.WEIGHT_SD: deviation_SK},
+            metrics=mean.metrics | {compose.WEIGHT_SD: "domain"},
         )
     seeds = runs[compose.nearest(mean, runs)].run.seeds
     return mean, seeds[0] if policy is not None and seeds else None

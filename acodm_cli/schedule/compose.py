@@ -19,6 +19,9 @@ from acodm_cli.writing import few
 
 Array = NDArray[np.float64]
 
+# The column of a mean schedule that holds the standard deviation of the weights over its runs.
+WEIGHT_SD = "weight_sd"
+
 
 def between(schedule: Schedule, first: int | None, last: int | None) -> Schedule:
     """Returns the part of a schedule from step `first` to step `last`, both included; None sets no limit.

@@ -121,7 +121,10 @@ def test_inspect_shows_it_first(commands: tuple[Path, list[str]], collected: Out
     assert lines[0] == "step,tokens,ac-odm,uniform"
     assert lines[-1].startswith(f"{STEPS},{STEPS * 8 * 32},")
     assert acodm("inspect", out, "--plot", "evidence", "--html", tmp_path / "p.html").code == 0
-    assert '"what":"evidence"' in (tmp_path / "p.html").read_text()
+    page = (tmp_path / "p.html").read_text()
+    assert '"what":"evidence"' in page
+    assert page.count('"band":[[') == 2, "of the weights and of the evidence"
+    assert "sd of steps" in acodm("inspect", out).stdout
     # What is composed of the schedule was not measured.
     assert "evidence" not in acodm("inspect", out, "--average").stdout
 
