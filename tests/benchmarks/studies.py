@@ -1,11 +1,13 @@
-"""Scenarios in which a mixture must be worth something. What is asked of them stood in the README before the first one ran.
+"""Studies: mixers against each other, by the product's own `acodm proxy-train --seeds 0,1,2 --against …`.
 
-    python -m tests.benchmarks.scenarios --data DIR --work FOLDER
+    python -m tests.benchmarks.studies --data DIR --work FOLDER --studies scarce junk
+    python -m tests.benchmarks.studies --work FOLDER --studies paper --seeds 0,1
 
---data is a folder with a sub-folder per domain (train.jsonl.gz, validation.jsonl.gz). Each scenario is a corpus that is made of it and one
-study, `acodm proxy-train --seeds 0,1,2 --against …`; before it, DoReMi and a swarm find static mixtures, which the study compares as schedules.
-The same command goes on with what is unfinished. Written are results/scenario_NAME.{json,png}: the table and the curves, both from
-the evidence in the schedule that the study writes.
+--data is a folder with a sub-folder per domain (train.jsonl.gz, validation.jsonl.gz), of which `scarce` and `junk` make their corpora: two
+scenarios in which a mixture must be worth something, and of which the README said what is asked before they ran. Before either, DoReMi and a
+swarm find static mixtures, which the study compares as schedules. `paper` changes the paper's agent into the default one, a part at a time,
+on the embedded corpus. The same command goes on with what is unfinished. Written are results/study_NAME.{json,png}: the table and the
+curves, both from the evidence in the schedule that the study writes.
 """
 
 from __future__ import annotations
@@ -51,14 +53,23 @@ NOTICE = (
 )
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """make: writes the files of the corpus into a folder and returns its manifest. options: of the studied mixer. extra: its other
-    forms."""
+# The paper's agent, with one part each of the default agent.
+PARTS = [
+    "self_term=true", "objective=perplexity", "scale=relative", "importance=false", "gamma=0", "tau=0.05", "updates_per_step=8",
+    "floor_share=0.1", "anchor=0.3", "logit_bound=3", "smoothing=0.8", "hidden=128:layers=2", "actor_lr=0.001:critic_lr=0.003",
+    "quadratic_action=true", "actor_update=mirror:step_size=0.1",
+]  # fmt: skip
 
-    make: Callable[[Path, Path], str]
+
+@dataclass(frozen=True)
+class Study:
+    """options: of the studied mixer. against: what it is compared with. make: writes the files of the corpus into a folder and returns its
+    manifest; None for the embedded corpus. static: whether DoReMi and a swarm find mixtures to compare with."""
+
     options: list[str]
-    extra: list[str]
+    against: list[str]
+    make: Callable[[Path, Path], str] | None = None
+    static: bool = False
 
 
 def domain(name: str, train: Path | str, validation: Path | None = None) -> str:
@@ -106,9 +117,13 @@ def junk(data: Path, work: Path) -> str:
     return "".join([domain(name, *found[name]) for name in REAL] + [domain(name, f"{name}.jsonl") for name in JUNK])
 
 
-SCENARIOS = {
-    "scarce": Scenario(scarce, ["--prior", "natural", "--guide", "domains"], ["ac-odm"]),
-    "junk": Scenario(junk, [word for name in JUNK for word in ("--objective-weight", f"{name}=0")], []),
+STUDIES = {
+    "scarce": Study(["--prior", "natural", "--guide", "domains"], [*RIVALS, "ac-odm"], scarce, static=True),
+    "junk": Study([word for name in JUNK for word in ("--objective-weight", f"{name}=0")], RIVALS, junk, static=True),
+    "paper": Study(
+        ["--agent", "paper"],
+        ["natural", "uniform", "ac-odm:agent=default", *(f"ac-odm:agent=paper:{part}" for part in PARTS)],
+    ),
 }
 
 
@@ -119,43 +134,24 @@ def acodm(*arguments: object) -> None:
         raise SystemExit(code)
 
 
-def once(out: Path, *arguments: object) -> Path:
+def once(out: Path, mixer: str, steps: int, *options: object) -> Path:
     """Trains with proxy-train, or goes on with it, unless that is done."""
     if not out.exists():
-        given = ["--resume"] if out.with_suffix(".run").exists() else arguments
-        acodm("proxy-train", *given, "--out", out)
+        begin = ["--mixer", mixer, "--steps", steps, *options]
+        acodm("proxy-train", *(["--resume"] if out.with_suffix(".run").exists() else begin), "--out", out)
     return out
 
 
-def found_before(folder: Path, scenario: Scenario, common: list[object]) -> list[Path]:
+def found_before(folder: Path, study: Study, common: list[object]) -> list[Path]:
     """The schedules of static mixtures that runs of seed 0 find: DoReMi's mean weights, and the best of a swarm in short runs."""
-    natural = once(folder / "natural.parquet", "--mixer", "natural", "--steps", STEPS, *common)
-    doremi = once(
-        folder / "doremi.parquet",
-        "--mixer",
-        "doremi",
-        "--mixer-option",
-        f"reference={natural}",
-        "--steps",
-        STEPS,
-        *common,
-    )
-    mean = folder / "doremi-mean.parquet"
+    natural = once(folder / "natural.parquet", "natural", STEPS, *common)
+    reference = ["--mixer-option", f"reference={natural}"]
+    doremi, mean = once(folder / "doremi.parquet", "doremi", STEPS, *reference, *common), folder / "doremi-mean.parquet"
     if not mean.exists():
         acodm("inspect", doremi, "--average", "--out", mean)
-    weights = scenario.options if "--objective-weight" in scenario.options else []
-    best = once(
-        folder / "swarm-best.parquet",
-        "--mixer",
-        "swarm",
-        "--episodes",
-        TRIALS,
-        "--steps",
-        TRIAL_STEPS,
-        *common,
-        *weights,
-    )
-    return [mean, best]
+    weights = study.options if "--objective-weight" in study.options else []
+    best = folder / "swarm-best.parquet"
+    return [mean, once(best, "swarm", TRIAL_STEPS, "--episodes", TRIALS, *common, *weights)]
 
 
 def table_of(evidence: Evidence) -> list[dict[str, Any]]:
@@ -166,7 +162,7 @@ def table_of(evidence: Evidence) -> list[dict[str, Any]]:
         mean, deviation, _ = mean_and_interval(np.array([values[-1] for values in curve.values]))
         row: dict[str, Any] = {"mixer": name, evidence.objective: mean, "sd": deviation}
         for other in AGAINST:
-            row |= against(curve, curves[other])
+            row |= difference(curve, curves[other])
         rows.append(row)
     rows.sort(key=lambda row: float(row[evidence.objective]))
     return [*rows, *({**row, "mixer": f"oracle ({row['mixer']})"} for row in rows if row["mixer"] in STATIC)][
@@ -174,7 +170,7 @@ def table_of(evidence: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def against(curve: StudiedCurve, other: StudiedCurve) -> dict[str, Any]:
+def difference(curve: StudiedCurve, other: StudiedCurve) -> dict[str, Any]:
     """The difference at the end in percent, half of its 95% interval, and the share of the steps to the other's best, None for never."""
     pairs = list(zip(curve.values, other.values, strict=True))
     mean, _, interval = mean_and_interval(np.array([100 * (ours[-1] / theirs[-1] - 1) for ours, theirs in pairs]))
@@ -209,38 +205,38 @@ def print_table(rows: list[dict[str, Any]], objective: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder of the corpora and runs")
-    parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS)
+    parser.add_argument("--studies", nargs="+", required=True, choices=STUDIES)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     o = parser.parse_args()
-    for name in o.scenarios:
-        scenario, folder = SCENARIOS[name], o.work.resolve() / name
-        manifest, tokenizer = folder / f"{name}.toml", folder / "tokenizer.json"
-        if not manifest.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            train_on(o.data, tokenizer)
-            manifest.write_text(scenario.make(o.data, folder))
-        common = [*SHAPE, "--data", manifest, "--tokenizer", tokenizer, "--validate-every", STEPS // 12]
-        rivals = [*RIVALS, *scenario.extra, *map(str, found_before(folder, scenario, common))]
+    for name in o.studies:
+        study, folder = STUDIES[name], o.work.resolve() / name
+        folder.mkdir(parents=True, exist_ok=True)
+        common: list[object] = [*SHAPE, "--validate-every", STEPS // 12]
+        if study.make is not None:
+            manifest, tokenizer = folder / f"{name}.toml", folder / "tokenizer.json"
+            if not manifest.exists():
+                train_on(o.data, tokenizer)
+                manifest.write_text(study.make(o.data, folder))
+            common += ["--data", manifest, "--tokenizer", tokenizer]
+        against = [*study.against, *(map(str, found_before(folder, study, common)) if study.static else ())]
         out = folder / "study.parquet"
         acodm(
-            "proxy-train", *common, "--steps", STEPS, *scenario.options, "--seeds", o.seeds, "--against", ",".join(rivals),
+            "proxy-train", *common, "--steps", STEPS, *study.options, "--seeds", o.seeds, "--against", ",".join(against),
             "--jobs", o.jobs, "--out", out,
         )  # fmt: skip
         schedule = Schedule.read(out)
         evidence = schedule.run.evidence
         assert evidence is not None
-        acodm("inspect", out, "--plot", "evidence", "--image", RESULTS / f"scenario_{name}.png")
+        acodm("inspect", out, "--plot", "evidence", "--image", RESULTS / f"study_{name}.png", "--force")
         rows = table_of(evidence)
         print_table(rows, evidence.objective)
         middle_K = schedule.weights_SK[len(schedule) // 2]
         weights = {name: round(float(weight), 4) for name, weight in zip(schedule.domains, middle_K, strict=True)}
-        print(f"weights of ac-odm at half of the run: {weights}")
-        save(
-            f"scenario_{name}", {"table": rows, "weights_at_half": weights, "evidence": schedule.info["evidence"]}, None
-        )
+        print(f"weights of {evidence.mixer} at half of the run: {weights}")
+        save(f"study_{name}", {"table": rows, "weights_at_half": weights, "evidence": schedule.info["evidence"]}, None)
 
 
 if __name__ == "__main__":
