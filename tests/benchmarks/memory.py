@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--compile", choices=["on", "off"], default="off")
     parser.add_argument("--alignment", default="sketch")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--rotation", type=int, default=6)

@@ -28,6 +28,7 @@ from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.token_store import DomainStore, TokenStore
 from acodm_cli.corpus.tokenizer import Tokenizer
+from acodm_cli.engine.device import choose_compute
 from acodm_cli.engine.trainer import Trainer
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.settings import DEFAULT
@@ -55,7 +56,7 @@ def make_trainer(options: argparse.Namespace, kind: str, num_domains: int) -> Tr
     settings = RunSettings(
         model=options.model, steps=10_000, batch=options.batch, micro_batch=options.micro_batch or options.batch,
         seq_len=options.seq_len, lr=1e-3, validate_every=10**6, validation_sequences=1, device=options.device,
-        dtype=options.dtype, compile="off", alignment=options.alignment, alignment_size=options.size,
+        dtype=options.dtype, compile=options.compile, alignment=options.alignment, alignment_size=options.size,
         alignment_rotation=options.rotation,
     )  # fmt: skip
     prior_K = uniform_weights(num_domains)
@@ -120,12 +121,17 @@ def time_of_parts(options: argparse.Namespace, num_domains: int, steps: int = 12
     return seconds
 
 
+def can_time_parts(options: argparse.Namespace) -> bool:
+    """On a GPU, calls return before their work is done."""
+    return options.alignment == "sketch" and choose_compute(options.device, options.dtype).device.type == "cpu"
+
+
 def peak_bytes(options: argparse.Namespace) -> int:
     """Of this process, after a few steps of one kind."""
     steps = make_trainer(options, options.memory_of, options.domains[0]).steps()
     for _ in range(4):
         next(steps)
-    if torch.cuda.is_available() and options.device != "cpu":
+    if choose_compute(options.device, options.dtype).device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     # Not ru_maxrss: a process starts with that of the one that started it.
     status = Path("/proc/self/status").read_text()
@@ -153,6 +159,7 @@ def main() -> None:
     parser.add_argument("--rotation", type=int, default=AlignmentSettings.alignment_rotation)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--compile", choices=["on", "off"], default="off")
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=12)
     parser.add_argument("--memory-of", choices=["static", "learning"], help=argparse.SUPPRESS)
@@ -164,9 +171,10 @@ def main() -> None:
     result = {
         "model": options.model,
         "tokens_per_step": options.batch * options.seq_len,
+        "compile": options.compile,
         "alignment": {"estimator": options.alignment, "size": options.size, "rotation": options.rotation},
         "time": [measure_time(options, num_domains) for num_domains in options.domains],
-        "seconds_of_parts": time_of_parts(options, options.domains[0]) if options.alignment == "sketch" else None,
+        "seconds_of_parts": time_of_parts(options, options.domains[0]) if can_time_parts(options) else None,
         **measure_memory(),
     }
     for row in result["time"]:
