@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from acodm_cli.errors import ResourceError, UsageError
 
@@ -26,6 +27,14 @@ class Compute:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+    def sent(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor of the host on the device, without waiting for it: a GPU fetches it from pinned memory."""
+        return self.pinned(tensor).to(self.device, non_blocking=True)
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor of the host in memory that a GPU can fetch it from by itself."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     @property
     def label(self) -> str:

@@ -69,18 +69,21 @@ def _sums(
     sizes = np.cumsum([0, *(len(text.tokens_D) for text in texts)])
     sums_D = torch.zeros(int(sizes[-1]), dtype=torch.float64, device=compute.device)
     rows = [(text, first, row) for text, first in zip(texts, sizes.tolist(), strict=False) for row in range(len(text))]
-    mine = rows[ranks.rank :: ranks.world_size]
-    # A sharded model needs every rank in every forward pass: a rank that has no sequence left runs the first one again.
-    for start in range(0, -(-len(rows) // ranks.world_size), micro_batch):
-        part = mine[start : start + micro_batch] or rows[:1]
+    mine, most = rows[ranks.rank :: ranks.world_size], -(-len(rows) // ranks.world_size)
+    # All batches have one shape, for which there is one compiled graph, and a sharded model needs every rank in every forward pass:
+    # what is missing is filled up with the first sequence, which does not count.
+    size = -(-most // -(-most // micro_batch))
+    for start in range(0, most, size):
+        counted = len(mine[start : start + size])
+        part = mine[start : start + size] + rows[:1] * (size - counted)
         tokens_BU = torch.from_numpy(np.stack([text.tokens_NU[row] for text, _, row in part])).long()
         counted_BT = torch.from_numpy(np.stack([text.counted_NT[row] for text, _, row in part]))
+        counted_BT[counted:] = False
         documents_BT = torch.from_numpy(np.stack([first + text.documents_NT[row] for text, first, row in part])).long()
-        labels_BT = tokens_BU[:, 1:].masked_fill(~counted_BT, IGNORED).to(compute.device)
+        labels_BT = tokens_BU[:, 1:].masked_fill(~counted_BT, IGNORED)
         with compute.autocast():
-            losses_BT = loss(tokens_BU[:, :-1].to(compute.device), labels_BT)[1]
-        if start < len(mine):
-            sums_D.index_add_(0, documents_BT.flatten().to(compute.device), losses_BT.double().flatten())
+            losses_BT = loss(compute.sent(tokens_BU[:, :-1]), compute.sent(labels_BT))[1]
+        sums_D.index_add_(0, compute.sent(documents_BT.flatten()), losses_BT.double().flatten())
     loss.train()
     found_D = ranks.sum_(sums_D).cpu().numpy()
     return [found_D[a:b] for a, b in itertools.pairwise(sizes)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +50,9 @@ CONTEXT = 2048
 # Of what a configuration may ask for; the largest models stay far below.
 _LARGEST = {"hidden_size": 2**17, "num_hidden_layers": 1000, "num_attention_heads": 2**12}
 DEFAULT_LR = 3e-4
+# The name of SDPA without masks, see `attend_causally`. transformers makes a mask only for attention that it knows.
+_CAUSAL = "acodm_causal"
+_WINDOWS = ("sliding_window", "attention_chunk_size")
 # A run that goes on with trained weights warms up again to this share of the peak of a fresh one: enough to learn what is new, without
 # the forgetting of a whole one (as the lower peaks of 2403.08763, section 6).
 CONTINUED_LR_SHARE = 0.3
@@ -166,6 +170,35 @@ def checkpoint_activations(model: nn.Module) -> None:
     # The method's name changed within transformers 5.
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable()
+
+
+@torch.no_grad()
+def attend_causally(model: nn.Module, seq_len: int) -> None:
+    """Lets attention be causal by a flag of SDPA, where that is all that the model's masks would say.
+
+    Otherwise each forward pass looks for sequences that are packed into one, by values for which the host waits. The model can then
+    no longer be given padded or packed sequences, of which training and validation have none. It stays as it is if its attention
+    is not SDPA's, if it sees less than seq_len positions, or if its output would be another.
+    """
+    import transformers
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config: Any = model.config
+    windows = [getattr(config, name, None) for name in _WINDOWS]
+    if config._attn_implementation != "sdpa" or any(window is not None and window <= seq_len for window in windows):
+        return
+    transformers.AttentionInterface.register(_CAUSAL, ALL_ATTENTION_FUNCTIONS["sdpa"])
+    tokens_1T = torch.arange(8, device=next(model.parameters()).device)[None] % config.vocab_size
+    training = model.training
+    model.eval()
+    before_1TV = model(input_ids=tokens_1T, use_cache=False).logits
+    config._attn_implementation = _CAUSAL
+    same = False
+    with suppress(KeyError, RuntimeError, TypeError, ValueError):  # of an architecture with ways of its own
+        same = torch.equal(model(input_ids=tokens_1T, use_cache=False).logits, before_1TV)
+    if not same:
+        config._attn_implementation = "sdpa"
+    model.train(training)
 
 
 def has_dropout(model: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ from acodm_cli.engine.distributed import Ranks, gradients_stay_here, parallelise
 from acodm_cli.engine.evaluate import Measured, measure, plan_validation, sequence_losses
 from acodm_cli.engine.guide import Guide, GuideBatch
 from acodm_cli.engine.loss import IGNORED, CausalLoss
-from acodm_cli.engine.models import has_dropout, transformer_blocks
+from acodm_cli.engine.models import attend_causally, has_dropout, transformer_blocks
 from acodm_cli.engine.norms import NormReader
 from acodm_cli.engine.optimizer import learning_rate, make_optimizer
 from acodm_cli.engine.settings import TrainSettings
@@ -115,6 +115,10 @@ class Trainer:
         assert (reference is not None) == (mixer.reference is not None)
         assert settings.batch % ranks.world_size == 0
         self.model = model
+        if compute.device.type == "cuda":
+            for each in (model, reference):
+                if each is not None:
+                    attend_causally(each, settings.seq_len)
         loss, blocks = CausalLoss(model), transformer_blocks(model)
         if settings.compile == "on" or (settings.compile == "auto" and compute.device.type == "cuda"):
             # Each block is compiled by itself: one small graph serves all of them, and it is ready in seconds.
@@ -155,6 +159,9 @@ class Trainer:
         self.sampler = Sampler(
             self.corpus, s.batch, s.seq_len, s.seed, s.max_epochs, ranks.rank, ranks.world_size, s.corpus_share
         )
+        # A batch that was drawn ahead, with its weights, and the sampler's state before it.
+        self._drawn_ahead: tuple[Array, Batch] | None = None
+        self._sampled: dict[str, Any] = {}
         self.norms = NormReader(self.model, self.mixer.depths)
         self.step = 0
         self.observation = self._first_observation()
@@ -182,10 +189,8 @@ class Trainer:
             self._measure_before()
         while self.step < self.settings.steps:
             clock = Clock()
-            weights_K = self._decide()
-            clock.lap("mixer")
-            batch = self.sampler.draw(weights_K)
-            clock.lap("batch")
+            weights_K, batch = self._drawn_ahead or self._draw(self.observation, clock)
+            self._drawn_ahead = None
             guide = self.guide.draw(self.step) if self.guide else None
             queued = self._forward_backward(batch, guide)
             lr, queued["gradient_norm"] = self._optimizer_step(queued["sums_K"])
@@ -194,6 +199,7 @@ class Trainer:
             if self.ranks.is_first:
                 self.mixer.learn()  # host work, while a GPU is still busy with what was queued
             clock.lap("mixer")
+            self._draw_ahead(clock)
             found = on_host(queued)  # the step's one wait for the device
             clock.lap("model")
             losses_K, train_loss = self._mean_losses(batch, found["sums_K"])
@@ -254,13 +260,29 @@ class Trainer:
             self.guide.before = sequence_losses(self.loss, self.guide.kept, self._micro_batch, self.compute, self.ranks)
         self.observation = self._first_observation()
 
-    def _decide(self) -> Array:
-        """Returns the weights of the coming step, the first rank's on all ranks. [K]
+    def _draw(self, observation: Observation, clock: Clock) -> tuple[Array, Batch]:
+        """Returns the weights and the batch of the step that is observed."""
+        weights_K = self._decide(observation)
+        clock.lap("mixer")
+        batch = self.sampler.draw(weights_K)
+        batch = replace(batch, tokens_BU=self.compute.pinned(batch.tokens_BU))
+        clock.lap("batch")
+        return weights_K, batch
+
+    def _draw_ahead(self, clock: Clock) -> None:
+        """Draws the next step's batch while a GPU is still busy with this step, if its weights do not depend on this step."""
+        if self.mixer.open_loop and self.step + 1 < self.settings.steps:
+            self._sampled = self.sampler.state_dict()
+            tokens = self.observation.tokens + self.settings.tokens_per_step
+            self._drawn_ahead = self._draw(replace(self.observation, step=self.step + 1, tokens=tokens), clock)
+
+    def _decide(self, observation: Observation) -> Array:
+        """Returns the weights of a step, the first rank's on all ranks. [K]
 
         They have float32 values that sum to 1, as they are recorded, so that a replay of the record draws the same batches."""
         weights_K = np.zeros(len(self.corpus.names))
         if self.ranks.is_first:
-            decided_K = self.mixer.weights(self.observation)
+            decided_K = self.mixer.weights(observation)
             on_simplex = (decided_K >= 0).all() and abs(decided_K.sum() - 1) < 1e-4
             assert on_simplex, f"mixer {self.mixer.name} gave weights that are not on the simplex: {decided_K}"
             weights_K = self.sampler.executed(decided_K)
@@ -356,9 +378,7 @@ class Trainer:
         return self.settings.micro_batch or self.settings.batch
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        if self.compute.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.compute.device, non_blocking=True)
+        return self.compute.sent(tensor)
 
     def _optimizer_step(self, sums_K: Tensor) -> tuple[float, Tensor]:
         """Steps the optimiser, which does nothing if a loss or the norm of the gradient is not finite.
@@ -455,7 +475,7 @@ class Trainer:
             "model": self.model_state(),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE),
             "mixer": self.mixer.state_dict(),
-            "sampler": self.sampler.state_dict(),
+            "sampler": self._sampled if self._drawn_ahead else self.sampler.state_dict(),
             "observation": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()},
             "episode": self.episode,
             "skipped": self.skipped,
@@ -473,6 +493,7 @@ class Trainer:
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=_WHOLE)
         self.mixer.load_state_dict(state["mixer"])
         self.sampler.load_state_dict(state["sampler"])
+        self._drawn_ahead = None
         fields: dict[str, Any] = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["observation"].items()}
         self.observation = Observation(**fields)
         self.norms.restore(torch.from_numpy(self.observation.initial_norms_L))

@@ -125,7 +125,8 @@ class Mixer(ABC):
     name: the mixer's name in the record. Settings: the dataclass of the mixer's own settings, each with a default. own:
     this mixer's settings. needs_gram: whether `observe` needs the Gram matrix; otherwise no per-domain gradient is
     computed. guided: whether `observe` needs the gradients of targets' guide text, where there are targets.
-    keeps: whether it heeds what must not be forgotten. depths: the relative depths (0 is the first block, 1 the last) at which weight norms are read. reference:
+    keeps: whether it heeds what must not be forgotten. open_loop: whether weights depend on the number of the step and of tokens only, so that
+    the trainer may ask for those of the next step before it knows what this one gives. depths: the relative depths (0 is the first block, 1 the last) at which weight norms are read. reference:
     the folder of the model over which `observe` needs the excess loss, None if it needs no such model. files: the
     options that name a file or folder, whose content must not change before a run is resumed. uses: the settings of
     the run, besides the mixer's own, that change what it does; the run refuses others that would do nothing.
@@ -137,6 +138,7 @@ class Mixer(ABC):
     needs_gram: bool = False
     guided: bool = False
     keeps: bool = False
+    open_loop: bool = False
     depths: tuple[float, ...] = ()
     reference: str | None = None
     files: ClassVar[tuple[str, ...]] = ()

@@ -9,7 +9,7 @@ import transformers
 
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.memory import estimate_memory
-from acodm_cli.engine.models import PRESETS, build_model, model_config
+from acodm_cli.engine.models import PRESETS, attend_causally, build_model, model_config
 from acodm_cli.engine.norms import NormReader
 from acodm_cli.errors import UsageError
 
@@ -104,3 +104,27 @@ def test_a_configuration_of_no_model(content: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot load the configuration of model \S+: .") as caught:
         model_config(str(tmp_path), 256, 64)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "same"),
+    [("GPTNeoX", {}, True), ("Llama", {}, True), ("Mistral", {"sliding_window": 64}, True), ("Mistral", {"sliding_window": 16}, False),
+     ("GPT2", {}, True), ("Falcon", {}, False)],
+)  # fmt: skip
+def test_causal_attention_without_masks(kind: str, changed: dict[str, int], same: bool) -> None:
+    """The output stays what it was, bit for bit, also where windows or an architecture's own ways need the masks."""
+    small = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    config = getattr(transformers, f"{kind}Config")(**small, intermediate_size=16, **changed)
+    model = build_model(config, 0, torch.device("cpu")).eval()
+    tokens_BT = torch.randint(0, 64, (2, 32))
+    before_BTV = model(input_ids=tokens_BT).logits
+    attend_causally(model, 32)
+    assert (config._attn_implementation != "sdpa") == same
+    assert torch.equal(model(input_ids=tokens_BT).logits, before_BTV)
+    assert not model.training

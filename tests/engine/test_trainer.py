@@ -19,10 +19,12 @@ from acodm_cli.errors import AcodmError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.policy import load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT
+from acodm_cli.mixing.baselines.replay import ReplayMixer
 from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
 from acodm_cli.mixing.mixer import Array, Mixer, Observation
 from acodm_cli.runs.build import build_run
 from acodm_cli.runs.settings import RunSettings
+from acodm_cli.schedule.timeline import Timeline
 
 SEQ_LEN = 32
 
@@ -112,6 +114,39 @@ def test_state_continues_bit_for_bit(corpus: Corpus) -> None:
         assert np.array_equal(resumed.weights_K, original.weights_K)
     for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_batches_drawn_ahead_are_the_same_ones(corpus: Corpus) -> None:
+    """Also after a resume, of a run with weights that change and a domain that is capped."""
+
+    def trainer(ahead: bool) -> Trainer:
+        weights_SK = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]], dtype=np.float32)
+        mixer = ReplayMixer(Timeline(weights_SK, np.array([1, 6]), np.array([256, 1536])))
+        mixer.open_loop = ahead
+        built = make_trainer(corpus, mixer, micro_batch=3)
+        built.sampler.limits_K = np.array([9.0, 100.0, 100.0, 100.0])
+        return built
+
+    expected = list(trainer(ahead=False).steps())
+    first, second = trainer(ahead=True), trainer(ahead=True)
+    events = []
+    for event in first.steps():
+        events.append(event)
+        if event.step == 3:
+            break
+    second.load_state_dict(first.state_dict())
+    events += second.steps()
+    assert len(events) == 6
+    for found, known in zip(events, expected, strict=True):
+        assert np.array_equal(found.samples_K, known.samples_K)
+        assert np.array_equal(found.weights_K, known.weights_K)
+        assert found.train_loss == known.train_loss
+    assert np.ptp([event.samples_K[0] for event in events]) > 2
+    # The last batch of a validation is filled up with what does not count.
+    measured = second.validate()
+    second.settings = replace(second.settings, micro_batch=5)
+    assert np.allclose(second.validate().losses_J, measured.losses_J, rtol=1e-6)
+    assert np.allclose(second.validate().errors_J, measured.errors_J, rtol=1e-5)
 
 
 def test_not_finite_stops_before_the_optimizer(corpus: Corpus) -> None:

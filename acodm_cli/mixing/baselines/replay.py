@@ -35,6 +35,7 @@ class ReplayMixer(Mixer):
     """Executes recorded weights, found by the progress, step or token count of the current run."""
 
     name = "replay"
+    open_loop = True
     Settings = ReplaySettings
     files = ("schedule",)
     uses = ("replay_by",)

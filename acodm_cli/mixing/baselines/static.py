@@ -16,6 +16,7 @@ class StaticMixer(Mixer):
     """Executes the same weights at every step. weights_K: these weights, on the simplex."""
 
     name = "static"
+    open_loop = True
 
     def __init__(self, weights_K: Array) -> None:
         self.weights_K = weights_K
