@@ -6,7 +6,7 @@
 Each run is one `acodm` command, and those that are done, or in the results, are not repeated. A mixer is NAME or
 NAME:OPTION=VALUE,…; NAME@N has N episodes, whose cost is counted, and NAME+importance starts from the importance mixture. `swarm@N`
 tries N mixtures in runs of a third of the steps, and then trains with the best. `hand` is what someone would write down, and hand50 the
-same with 50% for it; `oracle` is no run, but the best static mixture of all that were run, by its mean over seeds. With --transfer-from MODEL, `policy` and `replay` drive
+same with 50% for it; `moving` goes from one mixture by hand to another at half of the run; `oracle` is no run, but the best static mixture of all that were run, by its mean over seeds. With --transfer-from MODEL, `policy` and `replay` drive
 the model by what `ac-odm` learned on that one. Afterwards results/target_NAME.{parquet,json,png} are written: bits per byte on the
 report half of the target by step, the table, the curves.
 """
@@ -48,6 +48,12 @@ HAND["both"] = {
     name: sum(HAND[target].get(name, 0.0) for target in ("humaneval", "mmlu")) / 2
     for name in {**HAND["humaneval"], **HAND["mmlu"]}
 }
+# Two mixtures by hand, of a target: what `moving` draws in the first half of a run, and in the second.
+MOVING = {
+    "humaneval": (("humaneval", 0.5), ("humaneval", None)),
+    "scarce": (("scarce", 0.5), ("scarce", None)),
+    "both": (("mmlu", None), ("humaneval", None)),
+}
 # What is measured on, where that is not what the manifest is called.
 MEASURED = {"scarce": ("humaneval",), "both": ("humaneval", "mmlu")}
 STATIC = ("natural", "uniform", "importance", "hand", "fixed", "swarm")
@@ -85,6 +91,8 @@ class Study:
             trials = Study(argparse.Namespace(**vars(self.options) | {"steps": self.trial_steps}))
             trials._command("proxy-train", trials.path(mixer, seed), trials.arguments(mixer, seed))
             name, command = "apply", ["--schedule", trials.path(mixer, seed), "--mode", "replay", *self.common(seed)]
+        elif base == "moving":
+            name, command = "apply", ["--schedule", self.moving(), "--mode", "replay", *self.common(seed)]
         path = self.path(mixer, seed)
         if self._command(name, path, command or self.arguments(mixer, seed)):
             print(f"{path.stem}: {curve(Schedule.read(path), self.options.target)[1][-1]:.4f}", flush=True)
@@ -137,13 +145,9 @@ class Study:
         name, _, prior = label.partition("+")
         given = text.split(",") if text else []
         if name.startswith("hand"):
-            known = HAND[o.target]
-            total = float(name[4:]) / 100 if name[4:] else sum(known.values())
-            known = {each: weight / sum(known.values()) * total for each, weight in known.items()}
-            lines = (o.corpus / "both.toml").read_text().splitlines()
-            names = [line[9:-1] for line in lines if line[:9] == "[domains."]
-            rest = (1 - sum(known.values())) / (len(names) - len(known))
-            name, given = "fixed", ["weights=" + ",".join(f"{each}:{known.get(each, rest):.5f}" for each in names)]
+            weights = self.by_hand(o.target, float(name[4:]) / 100 if name[4:] else None)
+            listed = ",".join(f"{each}:{weight:.5f}" for each, weight in weights.items())
+            name, given = "fixed", [f"weights={listed}"]
         if name == "swarm":
             prior = "importance"
         return [
@@ -154,6 +158,28 @@ class Study:
             *self.common(seed),
             *(o.guide_arguments.split() if name in GUIDED else ()),
         ]
+
+    def by_hand(self, target: str, total: float | None) -> dict[str, float]:
+        """The weights by hand of all domains. total: the share of those that are named; None for what they have there."""
+        known = HAND[target]
+        scale = 1.0 if total is None else total / sum(known.values())
+        lines = (self.options.corpus / "both.toml").read_text().splitlines()
+        names = [line[9:-1] for line in lines if line[:9] == "[domains."]
+        rest = (1 - scale * sum(known.values())) / (len(names) - len(known))
+        return {name: scale * known[name] if name in known else rest for name in names}
+
+    def moving(self) -> Path:
+        """Writes the curriculum of `moving`, if it is not there."""
+        path = self.folder / "moving.csv"
+        if not path.exists():
+            halves = [self.by_hand(*chosen) for chosen in MOVING[self.options.target]]
+            rows = [
+                {"step": step, "domain": name, "weight": weight}
+                for step in range(1, self.options.steps + 1)
+                for name, weight in halves[2 * (step - 1) // self.options.steps].items()
+            ]
+            pd.DataFrame(rows).to_csv(path, index=False)
+        return path
 
 
 _LOCKS: dict[Path, Lock] = {}
