@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,6 +18,7 @@ from typing import IO, Literal, TextIO
 from acodm_cli.errors import AcodmError
 
 _WAIT_SECONDS = 0.05
+_READS_UMASK = threading.Lock()
 
 
 def partial_prefix(path: Path) -> str:
@@ -156,8 +158,9 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _READS_UMASK:  # which is read by setting it, and two threads at once would leave it changed
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
 
 

@@ -3,6 +3,7 @@
     python -m tests.chaos --command proxy-train --kills 50
     python -m tests.chaos --command apply --kills 50
     python -m tests.chaos --nproc 2 --kills 20
+    python -m tests.chaos --moments checkpoint --kills 20
 
 With several processes, the launcher or one of the ranks is killed. At the end its files must be those of a run that nobody disturbed, bit for bit, and nothing else may lie about. A moment is: some
 time after a step; a checkpoint being written; the model or the schedule being written, when all steps are done.
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import write_corpus, write_tokenizer
@@ -86,7 +88,9 @@ def kill_once(process: subprocess.Popen[str], folder: Path, moment: str, generat
     return code != 0
 
 
-def chaos(command: str, kills: int, steps: int, seed: int, folder: Path, nproc: int = 1) -> Counter[str]:
+def chaos(
+    command: str, kills: int, steps: int, seed: int, folder: Path, nproc: int = 1, moments: Sequence[str] = MOMENTS
+) -> Counter[str]:
     """Returns how often the run was killed at which moment. Raises AssertionError if anything is other than undisturbed."""
     generator = random.Random(seed)
     ranks = ["--nproc", str(nproc)] if nproc > 1 else []
@@ -101,10 +105,11 @@ def chaos(command: str, kills: int, steps: int, seed: int, folder: Path, nproc: 
         place.mkdir()
     finish(*how, "--save-model", calm / "a.model", "--out", calm / "a.parquet")
     killed: Counter[str] = Counter()
-    at_end = kills // 5
+    early = [moment for moment in moments if moment != "end"]
+    at_end = 0 if "end" not in moments else kills // 5 if early else kills
     first = True
     while killed.total() < kills:
-        moment = generator.choice(MOMENTS[:2]) if killed.total() < kills - at_end else "end"
+        moment = generator.choice(early) if killed.total() < kills - at_end else "end"
         what = [*how, "--save-model", wild / "a.model"] if first else [command, "--resume", *ranks]
         process = start(*what, "--out", wild / "a.parquet")
         if not kill_once(process, wild, moment, generator):
@@ -130,10 +135,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        killed = chaos(options.command, options.kills, options.steps, options.seed, Path(folder), options.nproc)
+        killed = chaos(
+            options.command, options.kills, options.steps, options.seed, Path(folder), options.nproc, options.moments
+        )
     moments = ", ".join(f"{count} at {moment}" for moment, count in killed.items())
     print(
         f"{options.command}, {options.nproc} processes: killed {killed.total()} times ({moments}), {time.monotonic() - started:.0f} s"

@@ -31,7 +31,9 @@ FRAGMENTATION = 1.06
 class MemoryEstimate:
     """The memory of a run, in bytes. weights, gradients, optimizer: of all parameters, or of this rank's shard. head:
     the gradient of the unembedding. activations: what the backward pass of a micro-batch needs. loss: pieces of logits.
-    libraries: their workspaces. accumulates: whether gradients of an earlier micro-batch are there when one begins."""
+    libraries: their workspaces. accumulates: whether gradients of an earlier micro-batch are there when one begins. checkpoint:
+    the copy of the state from which a checkpoint is written while training goes on; 0 if there is no room for it, or if it is
+    not on the device that trains."""
 
     weights: int
     gradients: int
@@ -41,6 +43,7 @@ class MemoryEstimate:
     loss: int
     libraries: int
     accumulates: bool
+    checkpoint: int = 0
 
     @property
     def total(self) -> int:
@@ -48,7 +51,7 @@ class MemoryEstimate:
         backward pass ends and all gradients are there."""
         begins = self.activations + self.loss + self.head + (self.gradients if self.accumulates else 0)
         tensors = self.weights + self.optimizer + max(begins, self.gradients)
-        return self.libraries + int(FRAGMENTATION * tensors)
+        return self.libraries + int(FRAGMENTATION * tensors) + self.checkpoint
 
 
 def estimate_memory(

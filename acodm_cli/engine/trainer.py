@@ -468,12 +468,12 @@ class Trainer:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything that the coming steps depend on, as plain values and whole tensors on the host. Every rank
-        must call it; only the first rank's result is of use."""
+        """Returns everything that the coming steps depend on, as plain values and tensors, which are those of the run itself:
+        on its device, spread over the ranks if they are in training, and changed by the next step (see `HostCopy`)."""
         fields = vars(self.observation)
         return {
-            "model": self.model_state(),
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE),
+            "model": get_model_state_dict(self.model),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
             "mixer": self.mixer.state_dict(),
             "sampler": self._sampled if self._drawn_ahead else self.sampler.state_dict(),
             "observation": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()},
@@ -484,7 +484,8 @@ class Trainer:
         }
 
     def model_state(self) -> dict[str, Any]:
-        """Returns the state of the model alone; otherwise as `state_dict`."""
+        """Returns the state of the model alone, with whole tensors on the host. Every rank must call it; only the first rank's result
+        is of use."""
         return get_model_state_dict(self.model, options=_WHOLE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

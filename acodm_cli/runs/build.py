@@ -55,7 +55,7 @@ from acodm_cli.runs.initial_model import (
     warn_of_unused_weights,
     with_own_tokenizer,
 )
-from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory
+from acodm_cli.runs.memory_plan import check_probe, memory_errors, plan_memory, with_checkpoint
 from acodm_cli.runs.run import Run
 from acodm_cli.runs.settings import RunSettings
 from acodm_cli.runs.transfer import warn_of_cut, warn_of_differences
@@ -177,6 +177,9 @@ def build_run(
                 guide = Guide(texts, settings.guide_every, sequences, settings.seed, len(guides.kept))
             probe = make_probe(model, len(corpus.names), settings, settings.seed, compute.device, len(texts))
             check_probe(probe, settings.batch, compute)
+        memory = with_checkpoint(
+            memory, probe, settings.batch, sum(p.numel() for p in model.parameters()), compute, ranks
+        )
         reference = _reference(mixer.reference, config.vocab_size, compute) if mixer.reference else None
         reports = [target.report for target in targets]
 

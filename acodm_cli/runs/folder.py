@@ -9,6 +9,7 @@ A checkpoint is one file, written atomically, with the hash of its content in it
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from acodm_cli import __version__
 from acodm_cli.errors import AcodmError, UsageError
@@ -35,6 +36,9 @@ _OF_A_MODEL = re.compile(
     r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|chat_template\.jinja"
 )
 _CHECKPOINT = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
+_HASH_DIGITS = 16
+# A checkpoint is written in pieces of so many bytes, between which it can be abandoned.
+_PIECE = 1 << 24
 
 
 class RunFolder:
@@ -267,9 +271,13 @@ class RunFolder:
             return []
         return sorted(path for path in self.path.iterdir() if _CHECKPOINT.fullmatch(path.name))
 
-    def save_checkpoint(self, step: int, state: dict[str, Any], keep: int) -> Path:
+    def save_checkpoint(
+        self, step: int, state: dict[str, Any], keep: int, abandoned: Callable[[], bool] = lambda: False
+    ) -> Path:
         """Writes a checkpoint and returns its path. Then all others are removed but the `keep` - 1 before it. One of a
         later step is removed too: it was damaged, and was passed over when the run was resumed.
+
+        abandoned: tells whether to give it up in the middle, as if it could not be written.
 
         Raises:
             AcodmError: the checkpoint could not be written; earlier ones are untouched.
@@ -283,11 +291,12 @@ class RunFolder:
 
             def named(partial: Path) -> Path:
                 nonlocal final
-                final = self.path / f"step-{step:09d}-{_content_hash(partial)}.pt"
+                final = self.path / f"step-{step:09d}-{hashed.digest()}.pt"
                 return final
 
             with atomic_file(self.path / f"step-{step:09d}.pt", named=named) as file:
-                torch.save({"version": CHECKPOINT_VERSION, "step": step, **state}, file)
+                hashed = _HashedFile(file, abandoned)
+                torch.save({"version": CHECKPOINT_VERSION, "step": step, **state}, hashed)  # type: ignore[arg-type]
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise AcodmError(
                 f"cannot write a checkpoint in {self.path}: {why_not_written(error, self.path, bytes_of(state))}; earlier ones are "
@@ -314,6 +323,31 @@ class RunFolder:
         if found:
             raise AcodmError(f"no checkpoint in {self.path} can be read; start over with --force")
         return None
+
+
+class _HashedFile:
+    """A file that is written from front to back, and hashed meanwhile: reading it again would take as long as writing it."""
+
+    def __init__(self, file: IO[bytes], abandoned: Callable[[], bool]) -> None:
+        self._file, self._abandoned = file, abandoned
+        self._hash = hashlib.sha256()
+
+    def write(self, content: bytes | memoryview) -> int:
+        whole = memoryview(content).cast("B")
+        for start in range(0, len(whole), _PIECE):
+            if self._abandoned():
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            piece = whole[start : start + _PIECE]
+            self._hash.update(piece)
+            self._file.write(piece)
+        return len(whole)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> str:
+        """Returns the hash of all that was written, as in the name of a checkpoint."""
+        return self._hash.hexdigest()[:_HASH_DIGITS]
 
 
 def results_of(model: Path) -> Path:
@@ -375,4 +409,4 @@ def is_intact(path: Path) -> bool:
 
 def _content_hash(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_DIGITS]

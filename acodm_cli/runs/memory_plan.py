@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from acodm_cli.alignment.probe import GradientProbe
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
-from acodm_cli.engine.memory import MemoryEstimate, estimate_memory, free_memory, weight_bytes
+from acodm_cli.engine.memory import FP32, MemoryEstimate, estimate_memory, free_memory, weight_bytes
 from acodm_cli.engine.models import PRESETS, model_config
 from acodm_cli.engine.settings import TrainSettings
 from acodm_cli.errors import ResourceError
@@ -79,6 +80,21 @@ def check_probe(probe: GradientProbe, batch: int, compute: Compute) -> None:
             f"the per-domain gradients of these layers take {gib(needed)}, {gib(free)} are free; use --alignment sketch, "
             "fewer --alignment-layers, or a smaller model"
         )
+
+
+def with_checkpoint(
+    memory: MemoryEstimate, probe: GradientProbe | None, batch: int, parameters: int, compute: Compute, ranks: Ranks
+) -> MemoryEstimate:
+    """Returns the estimate with a copy of the state, from which checkpoints are written while training goes on, if that fits too.
+    A GPU needs no room for it, because it is on the host.
+
+    memory: the estimate of a run whose weights are there by now. batch: the global batch in sequences. parameters: how many
+    the model has."""
+    if compute.device.type != "cpu":
+        return memory
+    copied = 3 * FP32 * parameters  # with AdamW's two moments
+    needed = memory.total - memory.weights + copied + (probe.bytes_needed(batch) if probe else 0)
+    return replace(memory, checkpoint=copied) if needed <= free_memory(compute) // ranks.world_size else memory
 
 
 def gib(size: int) -> str:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +22,7 @@ from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.targets import Target
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
+from acodm_cli.engine.host_copy import HostCopy
 from acodm_cli.engine.memory import MemoryEstimate
 from acodm_cli.engine.trainer import StepEvent, Trainer
 from acodm_cli.engine.watch import Watch
@@ -29,6 +30,7 @@ from acodm_cli.errors import STOP_SIGNALS, AcodmError, Interrupted, UsageError
 from acodm_cli.mixing.domain_map import DomainMap
 from acodm_cli.mixing.mixer import Array, Mixer
 from acodm_cli.mixing.objective import MEAN_OVER_DOMAINS, Objective
+from acodm_cli.runs.checkpoint_writer import CheckpointWriter
 from acodm_cli.runs.folder import RunFolder, load_checkpoint
 from acodm_cli.runs.memory_plan import memory_errors
 from acodm_cli.runs.model_folder import save_model
@@ -39,6 +41,8 @@ from acodm_cli.writing import why_not_written
 
 # An episode is judged by at most so many sequences of each target's guide text.
 JUDGED_BY = 256
+# What ranks tell each other, where a signal's number would be, if a checkpoint could not be written.
+_NOT_WRITTEN = 1 << 16
 
 
 class StopRequest:
@@ -55,6 +59,7 @@ class StopRequest:
         self.say = say
         self.signal_number: int | None = None
         self.in_training = False
+        self.at_once = False
         self.unsaved_steps = 0
 
     @contextmanager
@@ -91,6 +96,7 @@ class StopRequest:
             left = "the run to resume is as it was" if self.resuming else "nothing to resume"
             raise Interrupted(f"interrupted before training began; {left}", number)
         if self.signal_number is not None:
+            self.at_once = True
             raise Interrupted("interrupted again: stopped at once; --resume continues from the last checkpoint", number)
         self.signal_number = number
 
@@ -103,7 +109,8 @@ class Run:
     that it takes. inputs: a digest of the content of each input, by its name in messages. warn: told what the user
     should know. objective: what the run is for. domain_map: how a schedule's domains are the corpus's; None without one. recorder: keeps the record of the episode. costs: those of the episodes that
     are finished; with one episode, and on other ranks than the first, there are none. best: the record and the policy of the best
-    of these. checkpoint_seconds: the time spent on saving.
+    of these. checkpoint_seconds: the time that steps have waited for saving. saves_in_background:
+    whether checkpoints are written while training goes on.
     """
 
     def __init__(
@@ -138,8 +145,11 @@ class Run:
         self.costs: list[float] = []
         self.best: tuple[Recorder, bytes | None] | None = None
         self.checkpoint_seconds = 0.0
+        self.saves_in_background = compute.device.type != "cpu" or memory.checkpoint > 0
         self._folder: RunFolder | None = None
         self._stop: StopRequest | None = None
+        self._writer: CheckpointWriter | None = None
+        self._host_copy = HostCopy(compute.device, ranks)
 
     def _new_recorder(self) -> Recorder:
         return Recorder(self.corpus.names, self.objective, [target.name for target in self.targets])
@@ -161,7 +171,11 @@ class Run:
         """
         if self._stop is not None:
             self._stop.in_training = True
-        with memory_errors(self.settings), Watch(self.ranks, 60 * self.settings.rank_timeout) as watch:
+        with (
+            memory_errors(self.settings),
+            self._new_writer() as self._writer,
+            Watch(self.ranks, 60 * self.settings.rank_timeout) as watch,
+        ):
             while True:
                 for event in self.trainer.steps():
                     watch.round_ended()
@@ -208,18 +222,19 @@ class Run:
         self.recorder = self._new_recorder()
 
     def _save_if_due(self, step: int) -> None:
-        folder, stop, settings = self._folder, self._stop, self.settings
-        if folder is None:
+        folder, stop, writer, settings = self._folder, self._stop, self._writer, self.settings
+        if folder is None or writer is None:
             return
-        signal_number = self.ranks.largest((stop.signal_number if stop else None) or 0)
-        if stop is not None:
-            stop.unsaved_steps += 1
+        signal_number = (stop.signal_number if stop else None) or 0
+        signal_number = self.ranks.largest(_NOT_WRITTEN if writer.failed else signal_number)
+        if signal_number == _NOT_WRITTEN:
+            self.ranks.first(writer.wait)
         finished = step == settings.all_steps
         # The last checkpoint is there because saving the model or the schedule may still fail.
         if finished or signal_number or step % settings.steps_between_checkpoints == 0:
-            self._save(folder)
-            if stop is not None:
-                stop.unsaved_steps = 0
+            self._save(writer, wait=finished or signal_number > 0)
+        if stop is not None:
+            stop.unsaved_steps = step - writer.saved
         if signal_number and not finished:
             raise Interrupted(
                 f"stopped at step {step} of {settings.all_steps}, state saved; continue with: "
@@ -265,8 +280,16 @@ class Run:
             self.best = self._new_recorder(), state["best"]["policy"]
             self.best[0].load_state_dict(state["best"]["recorder"])
 
-    def _save(self, folder: RunFolder) -> None:
+    def _new_writer(self) -> CheckpointWriter | nullcontext[None]:
+        if self._folder is None:
+            return nullcontext()
+        stop = self._stop
+        return CheckpointWriter(self._folder, self.trainer.run_step, lambda: stop is not None and stop.at_once)
+
+    def _save(self, writer: CheckpointWriter, wait: bool) -> None:
+        """Saves the state. wait: whether until it is on disk, also if checkpoints are written in the background."""
         started = time.perf_counter()
+        self.ranks.first(writer.wait)
         state = {
             "trainer": self.trainer.state_dict(),
             "recorder": self.recorder.state_dict(),
@@ -275,7 +298,15 @@ class Run:
             "inputs": self.inputs,
             "settings": self.settings.anchored(self.mixer.files).to_json(),
         }
-        self.ranks.first(lambda: folder.save_checkpoint(self.trainer.run_step, state, self.settings.keep_checkpoints))
+        wait = wait or not self.saves_in_background
+        state = self._host_copy.take(state, of_host=not wait)
+
+        def write() -> None:
+            writer.begin(self.trainer.run_step, state, self.settings.keep_checkpoints)
+            if wait:
+                writer.wait()
+
+        self.ranks.first(write)
         self.checkpoint_seconds += time.perf_counter() - started
 
     def save_model(self, folder: Path) -> None:
