@@ -24,6 +24,9 @@ from acodm_cli.runs.settings import Command, RunSettings, StartSettings, StudySe
 from acodm_cli.settings import as_given, declared
 from acodm_cli.writing import send_nowhere
 
+# By which the user says how PyTorch takes a GPU's memory; each release that we support reads the first.
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
 app = typer.Typer(
     name="acodm",
     help="Learn pretraining data mixtures on a small model and transfer them to a large one.",
@@ -122,6 +125,8 @@ def _check_study(start: StartSettings, named: set[str]) -> None:
         raise UsageError("the same command again continues a study; leave --resume out")
     if start.dry_run:
         raise UsageError("--dry-run is for one run; give --seed in place of --seeds")
+    if start.profile is not None:
+        raise UsageError("--profile is for one run; give --seed in place of --seeds")
     if "seed" in named:
         raise UsageError("give either --seed, for one run, or --seeds, for a study")
 
@@ -192,8 +197,16 @@ def _ran_in_ranks(nproc: int | None) -> bool:
     return True
 
 
+def _set_up_allocator() -> None:
+    """Lets the memory that PyTorch has taken on a GPU grow in place, so that less is lost between pieces, unless the user says how. It
+    is read when PyTorch is imported."""
+    if not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. Known errors become one line and their exit code."""
+    _set_up_allocator()
     end_with_launcher()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever the terminal's encoding is, output must not fail for it

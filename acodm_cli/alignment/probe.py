@@ -250,7 +250,7 @@ class GradientProbe(ABC):
     def prepare(self, step: int) -> None:  # noqa: B027 - an exact probe looks at everything in every step
         """Chooses what a step looks at, and how."""
 
-    def begin(self, rows: slice, seq_len: int) -> None:
+    def begin(self, rows: slice | Tensor, seq_len: int) -> None:
         """Announces a micro-batch. rows: its sequences in the global batch. seq_len: the positions of each."""
         self.slots_B = self._slots_of_batch_B[rows].to(self.device, non_blocking=True)
         for name, watch in self.watches.items():

@@ -23,6 +23,7 @@ from acodm_cli.display.summary import (
 )
 from acodm_cli.engine.distributed import joined, ranks_asked_for
 from acodm_cli.engine.estimate import describe_seconds
+from acodm_cli.errors import UsageError
 from acodm_cli.limits import cores_of_this_job
 from acodm_cli.runs.build import build_run
 from acodm_cli.runs.disk_plan import plan_disk
@@ -31,6 +32,7 @@ from acodm_cli.runs.evaluation import check_evaluation
 from acodm_cli.runs.folder import RunFolder
 from acodm_cli.runs.memory_plan import gib
 from acodm_cli.runs.observer import Observer
+from acodm_cli.runs.profiler import StepProfiler
 from acodm_cli.runs.recorder import LiveRecord
 from acodm_cli.runs.run import Run, StopRequest
 from acodm_cli.runs.settings import RunSettings, StartSettings
@@ -54,6 +56,10 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         AcodmError: one of the parts failed. What was on disk is still there.
     """
     ranks, folder = ranks_asked_for(), RunFolder(start.out)
+    if start.profiled is not None and start.profiled[0] > settings.all_steps:
+        raise UsageError(
+            f"--profile {start.profile} begins after the run's {settings.all_steps} steps; give earlier ones"
+        )
     _use_threads(start.threads)
     with ExitStack() as stack:
         console = make_console(quiet=not ranks.is_first)
@@ -63,7 +69,7 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
 
         said_by = say_at_once if ranks.is_first else lambda message: None
         stop = stack.enter_context(StopRequest(start.resume, said_by).installed())
-        ranks = stack.enter_context(joined(ranks, settings.device))
+        ranks = stack.enter_context(joined(ranks, settings.device, settings.rank_timeout))
         if not (start.resume or start.dry_run):
             ranks.first(lambda: folder.check(settings, start.force))
         if not start.dry_run:
@@ -77,6 +83,8 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         print_title(console, run.info(), run.compute.label)
         if run.compute.device.type == "cpu":
             _say_if_shared(console)
+        elif settings.deterministic:
+            _say(console, "deterministic: attention, embeddings and sums by index take slower ways; the same machine and software repeat each number", "dim")  # fmt: skip
         _show_preflight(run, disk, console)
         if start.dry_run:
             _rehearse(run, console)
@@ -97,6 +105,12 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
                 display = _display(run, console, following)
                 stop.say = display.say
                 observers += [*trackers, record, display]
+                if start.profiled is not None and start.profiled[0] <= run.trainer.run_step:
+                    _say(console, f"no trace: steps {start.profile} were before the checkpoint", "yellow")
+                elif start.profiled is not None:
+                    profiler = StepProfiler(run, start.profiled, start.out, lambda message: _say(console, message))
+                    following.callback(profiler.close)
+                    observers.append(profiler)
             for event in run.steps():
                 for observer in observers:
                     observer.add(event)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from acodm_cli.errors import ResourceError, UsageError
 
-_AMPERE = (8, 0)
+_VOLTA, _AMPERE = (7, 0), (8, 0)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -91,3 +95,27 @@ def choose_compute(device: str, dtype: str, local_rank: int | None = None) -> Co
         capable = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen) >= _AMPERE
         dtype = "bf16" if capable else "fp32"
     return Compute(chosen, DTYPES[dtype])
+
+
+def compiler_lacks(device: torch.device) -> str | None:
+    """Returns what is missing here for torch.compile to make kernels for a GPU, None if nothing is. Triton makes them, and has
+    the machine's C compiler build what launches them."""
+    if torch.cuda.get_device_capability(device) < _VOLTA:
+        return "the GPU is older than what Triton makes kernels for"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    compilers = os.environ.get("CC", "").split()[:1] or ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        return f"there is no C compiler ({' or '.join(compilers)})"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Python's header files are not installed (python3-dev)"
+    return None
+
+
+def compute_deterministically() -> None:
+    """Makes this process use algorithms alone whose results do not depend on the order in which threads come to add. It must be called
+    before the first matrix product on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # of tensors that are written before they are read
+    torch.backends.cudnn.benchmark = False

@@ -34,6 +34,9 @@ from acodm_cli.writing import in_short
 
 # Ranks wait for the first one while it tokenises a corpus. In training, `watch.py` is sooner.
 _TIMEOUT = timedelta(hours=6)
+# NCCL, of which nothing is needed but in training, gives up after so many times what `watch.py` waits, or PyTorch's own default. It ends
+# what the watch does not see, which is the first step, and cannot say which rank hangs.
+_NCCL_PATIENCE, _NCCL_LEAST = 2, timedelta(minutes=10)
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 
@@ -150,9 +153,9 @@ def ranks_asked_for() -> Ranks:
 
 
 @contextmanager
-def joined(ranks: Ranks, device: str) -> Iterator[Ranks]:
-    """A context in which the ranks can talk to each other; gives the ranks with their store. device: the value of
-    --device.
+def joined(ranks: Ranks, device: str, minutes: float) -> Iterator[Ranks]:
+    """A context in which the ranks can talk to each other; gives the ranks with their store. device, minutes: the values of
+    --device and --rank-timeout.
 
     Raises:
         ResourceError: there are fewer GPUs than ranks on this machine, or the ranks do not find each other.
@@ -160,21 +163,26 @@ def joined(ranks: Ranks, device: str) -> Iterator[Ranks]:
     if not ranks.many:
         yield ranks
         return
-    cuda = device != "cpu" and torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(gpu_of_rank(ranks.local_rank))
+    gpu = None
+    if device != "cpu" and torch.cuda.is_available():
+        gpu = torch.device("cuda", gpu_of_rank(ranks.local_rank))
+        torch.cuda.set_device(gpu)
     try:
         store = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=_TIMEOUT))[0]
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
             store=distributed.PrefixStore("torch", store),  # type: ignore[attr-defined]
             rank=ranks.rank,
             world_size=ranks.world_size,
             timeout=_TIMEOUT,
+            device_id=gpu,  # or else NCCL guesses which GPU is this rank's
         )
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ResourceError(f"the ranks do not find each other at {address}: {in_short(error)}") from None
+    if gpu:
+        nccl = distributed.group.WORLD._get_backend(gpu)  # type: ignore[union-attr]
+        nccl._set_default_timeout(max(_NCCL_LEAST, _NCCL_PATIENCE * timedelta(minutes=minutes)))
     errors.joined = True
     yield replace(ranks, store=store)
     # After a failure this is left out: it could wait for ever, and the process ends anyhow.

@@ -204,7 +204,9 @@ def attend_causally(model: nn.Module, seq_len: int) -> None:
 def has_dropout(model: nn.Module) -> bool:
     """Whether a model leaves out some of its values at random while it trains, by its configuration."""
     fields: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr, operator]
-    return any("drop" in name and isinstance(value, float) and value > 0 for name, value in fields.items())
+    # That of a classifier's head is a default of Pythia's configuration, which has no such head here.
+    drops = {name: value for name, value in fields.items() if "drop" in name and not name.startswith("classifier")}
+    return any(isinstance(value, float) and value > 0 for value in drops.values())
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

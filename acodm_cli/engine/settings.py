@@ -81,10 +81,14 @@ class TrainSettings:
 
     rank_timeout: float = setting(10.0, least=0.01, changeable=True)
     """The minutes that a step, its validation or a checkpoint may take where there are several ranks. Then the run ends and says
-    which rank hangs."""
+    which rank hangs. What a GPU waits for in NCCL has twice as long."""
 
     compile: Compile = setting("auto", changeable=True)
-    """Whether the transformer blocks run through torch.compile. auto: on CUDA."""
+    """Whether the transformer blocks run through torch.compile. auto: on CUDA, where Triton and a C compiler are."""
+
+    deterministic: bool = setting(False, changeable=True)
+    """Compute with algorithms alone that give the same numbers in each run on the same machine and software. On a GPU they take
+    longer; on a CPU all do."""
 
     activation_checkpointing: bool = setting(False, changeable=True)
     """Keep less in memory, for a third more computation."""

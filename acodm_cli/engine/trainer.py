@@ -106,7 +106,7 @@ class Trainer:
         build: Callable[[], nn.Module] | None = None,
         fresh: bool = True,
     ) -> None:
-        """settings: must have a learning rate. probe: watches the model's layers; given if the mixer needs a Gram
+        """settings: must have a learning rate, and say whether to compile. probe: watches the model's layers; given if the mixer needs a Gram
         matrix. reference: the model whose losses the mixer compares with; given if the mixer needs one. targets: the text of
         targets on which losses are reported. guide: draws the sequences of guide passes, None for none. build: makes the model
         as it is now once more, on the host; given if there is more than one episode. fresh: whether the model has not learned
@@ -114,14 +114,18 @@ class Trainer:
         assert (probe is not None) == mixer.needs_gram
         assert (reference is not None) == (mixer.reference is not None)
         assert settings.batch % ranks.world_size == 0
+        assert settings.compile != "auto"
         self.model = model
         if compute.device.type == "cuda":
             for each in (model, reference):
                 if each is not None:
                     attend_causally(each, settings.seq_len)
         loss, blocks = CausalLoss(model), transformer_blocks(model)
-        if settings.compile == "on" or (settings.compile == "auto" and compute.device.type == "cuda"):
-            # Each block is compiled by itself: one small graph serves all of them, and it is ready in seconds.
+        self.compiled = settings.compile == "on"
+        if self.compiled:
+            # Each block is compiled by itself: one small graph serves all of them, and it is ready in seconds. DDP must not split it
+            # where its buckets end.
+            torch._dynamo.config.optimize_ddp = False
             for block in blocks:
                 block.compile()
         self.own_loss = loss  # of this rank: its gradients go nowhere
@@ -300,27 +304,28 @@ class Trainer:
         scale = 1 / self.settings.tokens_per_step
         sums_K = torch.zeros(len(batch.samples_K), dtype=torch.float64, device=self.compute.device)
         excess_K = torch.zeros_like(sums_K)
-        micro = self._micro_batch
         if self.probe:
             tokens_B = torch.full_like(batch.domains_B, self.settings.seq_len)
             of_guide = (guide.guides_R, guide.counted_R) if guide else ()
             self.probe.start(self.step, batch.domains_B, tokens_B, *of_guide)
-        for first in range(0, len(batch.tokens_BU), micro):
-            tokens_BU = self._to_device(batch.tokens_BU[first : first + micro])
-            start = batch.rows.start + first
-            rows = slice(start, start + len(tokens_BU))  # of the global batch
+        mine_B = torch.arange(len(batch.domains_B))[batch.rows]
+        for rows, counted, more in self._micro_batches(len(mine_B)):
+            tokens_BU = self._to_device(batch.tokens_BU[rows])
+            labels_BT = tokens_BU[:, 1:]
+            if counted < len(tokens_BU):
+                labels_BT = labels_BT.clone()
+                labels_BT[counted:] = IGNORED
             if self.probe:
-                self.probe.begin(rows, self.settings.seq_len)
-            more = first + micro < len(batch.tokens_BU)
+                self.probe.begin(mine_B[rows], self.settings.seq_len)
             with gradients_stay_here(self.loss, stay=more):
                 with self.compute.autocast():
-                    total, losses_BT = self.loss(tokens_BU[:, :-1], tokens_BU[:, 1:], scale, self.probe)
+                    total, losses_BT = self.loss(tokens_BU[:, :-1], labels_BT, scale, self.probe)
                 total.backward()
-            domains_B = self._to_device(batch.domains_B[rows])
+            domains_B = self._to_device(batch.domains_B[mine_B[rows]])
             sums_K.index_add_(0, domains_B, losses_BT.double().sum(dim=1))
             if self.reference:
                 with torch.no_grad(), self.compute.autocast():
-                    _, reference_BT = self.reference(tokens_BU[:, :-1], tokens_BU[:, 1:], scale, None)
+                    _, reference_BT = self.reference(tokens_BU[:, :-1], labels_BT, scale, None)
                 above_BT = (losses_BT.detach() - reference_BT).clamp(min=0)
                 excess_K.index_add_(0, domains_B, above_BT.double().sum(dim=1))
         queued = {"sums_K": self.ranks.sum_(sums_K)}
@@ -331,6 +336,19 @@ class Trainer:
         if self.probe:
             queued["gram_nn"] = self.probe.gram()
         return queued
+
+    def _micro_batches(self, count: int) -> Iterator[tuple[slice | Tensor, int, bool]]:
+        """Yields, for each micro-batch of `count` rows, which they are, how many of them count, and whether more follow.
+
+        Compiled blocks see micro-batches of one shape, for which there is one graph: the last one is filled up with the first row."""
+        micro = self._micro_batch
+        for first in range(0, count, micro):
+            last = min(first + micro, count)
+            rows: slice | Tensor = slice(first, last)
+            if self.compiled and last - first < micro < count:
+                rows = torch.arange(first, first + micro)
+                rows[last - first :] = 0
+            yield rows, last - first, last < count
 
     def _guide_pass(self, guide: GuideBatch, batch: int, scale: float) -> Tensor:
         """Shows the probe the gradients of the targets' guide text. No gradient of a parameter is computed. Returns the mean
@@ -345,21 +363,25 @@ class Trainer:
         counts_J = sums_J.new_zeros(sums_J.shape, device="cpu").index_add_(0, guide.guides_R, guide.counted_R.double())
         micro, ranks = self._micro_batch, self.ranks
         each = -(-len(guide) // ranks.world_size)
-        for start in range(0, each, micro):
-            first = min(ranks.rank * each + start, len(guide))
-            rows = slice(first, min(first + micro, (ranks.rank + 1) * each, len(guide)))
-            # A sharded model needs every rank in every pass: a rank without a sequence looks at the first one, and counts none.
-            empty = rows.start >= rows.stop
-            taken = slice(0, 1) if empty else rows
-            labels_RT = self._to_device(
-                torch.full_like(guide.labels_RT[:1], IGNORED) if empty else guide.labels_RT[rows]
-            )
-            inputs_RT = self._to_device(guide.tokens_RU[taken, :-1])
-            self.probe.begin(slice(batch + taken.start, batch + taken.stop), self.settings.seq_len)
+        size = -(-each // -(-each // micro))
+        for start in range(0, each, size):
+            rows = ranks.rank * each + start + torch.arange(size)
+            # As in validation, what is missing in the last part or on the last rank is filled up with the first sequence, and not counted.
+            beyond = rows >= min((ranks.rank + 1) * each, len(guide))
+            rows[beyond] = 0
+            labels_RT = guide.labels_RT[rows]
+            labels_RT[beyond] = IGNORED
+            self.probe.begin(batch + rows, self.settings.seq_len)
             with self.compute.autocast():
-                total, losses_RT = self.own_loss(inputs_RT, labels_RT, scale, self.probe, of_weights=False)
+                total, losses_RT = self.own_loss(
+                    self._to_device(guide.tokens_RU[rows, :-1]),
+                    self._to_device(labels_RT),
+                    scale,
+                    self.probe,
+                    of_weights=False,
+                )
             torch.autograd.backward(total, inputs=self.probe.leaves())
-            sums_J.index_add_(0, self._to_device(guide.guides_R[taken]), losses_RT.double().sum(dim=1))
+            sums_J.index_add_(0, self._to_device(guide.guides_R[rows]), losses_RT.double().sum(dim=1))
         if self.drops:
             self.own_loss.train()
         return self.ranks.sum_(sums_J) / self._to_device(counts_J)

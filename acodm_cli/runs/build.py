@@ -27,7 +27,7 @@ from acodm_cli.corpus.preflight import check_room
 from acodm_cli.corpus.settings import TargetSettings
 from acodm_cli.corpus.store_writer import OnProgress
 from acodm_cli.corpus.targets import Target, open_targets, overlap
-from acodm_cli.engine.device import Compute, choose_compute
+from acodm_cli.engine.device import Compute, choose_compute, compiler_lacks, compute_deterministically
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.guide import Guide
 from acodm_cli.engine.models import (
@@ -37,6 +37,7 @@ from acodm_cli.engine.models import (
     default_lr,
     model_config,
 )
+from acodm_cli.engine.settings import Compile
 from acodm_cli.engine.trained import load_model, trained_config
 from acodm_cli.engine.trainer import Trainer
 from acodm_cli.errors import ScheduleError, UsageError
@@ -107,6 +108,8 @@ def build_run(
             f"--batch {settings.batch} cannot be shared by {ranks.world_size} ranks; give a multiple of {ranks.world_size}"
         )
     compute = choose_compute(settings.device, settings.dtype, ranks.local_rank if ranks.many else None)
+    if settings.deterministic:
+        compute_deterministically()
     # This finds an unknown model before minutes of tokenisation.
     trained = trained_weights(settings, ranks)
     if trained is None:
@@ -159,7 +162,12 @@ def build_run(
         fit_vocabulary(settings, config, trained, corpus.tokenizer)
     config.eos_token_id = corpus.tokenizer.end_of_document
     micro_batch, memory = plan_memory(settings, config, compute, ranks)
-    training = replace(settings, micro_batch=micro_batch, lr=settings.lr or default_lr(config, fresh=trained is None))
+    training = replace(
+        settings,
+        micro_batch=micro_batch,
+        lr=settings.lr or default_lr(config, fresh=trained is None),
+        compile=_compile(settings, compute, ranks, warn),
+    )
     # A sharded model is built on the host, because only its shard has to fit the device.
     sharded = ranks.many and settings.parallel == "fsdp"
     with memory_errors(settings):
@@ -206,6 +214,19 @@ def build_run(
     inputs |= {f"target {target.name}": target.key for target in targets}
     inputs |= {"the corpus": corpus.fingerprint} | {f"what {name} names": digest for name, digest in named.items()}
     return Run(settings, corpus, prior_K, trainer, compute, ranks, memory, inputs, warn, targets, objective, domain_map)
+
+
+def _compile(settings: RunSettings, compute: Compute, ranks: Ranks, warn: Callable[[str], None]) -> Compile:
+    """Returns whether to compile: what was asked for, or else on, if there is a GPU and all of its machine can."""
+    if settings.compile != "auto" or compute.device.type == "cpu":
+        return "on" if settings.compile == "on" else "off"
+    lacking = compiler_lacks(compute.device)
+    if ranks.largest(lacking is not None):
+        warn(
+            f"not compiled, so steps take longer: {lacking or 'another machine of this run cannot'}; --compile off says nothing"
+        )
+        return "off"
+    return "on"
 
 
 # The mixture

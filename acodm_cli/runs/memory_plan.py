@@ -17,15 +17,15 @@ from acodm_cli.engine.models import PRESETS, model_config
 from acodm_cli.engine.settings import TrainSettings
 from acodm_cli.errors import ResourceError
 
-# The most logits that a micro-batch may have. In fp32 and with their gradient, they take 8 bytes each.
-MAX_LOGITS = {"cpu": 1 << 27, "cuda": 1 << 30}
+# The most logits that a micro-batch may have on a CPU, which is not faster with more. A GPU takes what fits.
+MAX_LOGITS = 1 << 27
 
 
 def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: Ranks) -> tuple[int, MemoryEstimate]:
     """Returns the size of the micro-batch, and an estimate of the memory that a run with it takes.
 
-    If the settings do not give the size, a rank's share of the batch is divided into the fewest equal parts whose
-    logits stay within bounds and that fit.
+    If the settings do not give the size, a rank's share of the batch is divided into the fewest equal parts that fit, and whose
+    logits stay within bounds on a CPU.
 
     Raises:
         ResourceError: the run does not fit; the message says what would fit.
@@ -39,7 +39,8 @@ def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: R
     # Ranks that compute on the CPU of one machine share its memory. All plan with the least that any of them has,
     # because micro-batches of different sizes would make the ranks of fsdp wait for each other.
     free = -ranks.largest(-free_memory(compute)) // (ranks.world_size if compute.device.type == "cpu" else 1)
-    parts = -(-share // max(1, MAX_LOGITS[compute.device.type] // (settings.seq_len * config.vocab_size)))
+    most = MAX_LOGITS // (settings.seq_len * config.vocab_size) if compute.device.type == "cpu" else share
+    parts = -(-share // max(1, most))
     micro_batch = settings.micro_batch or -(-share // parts)
     if settings.micro_batch is None and 4 * weight_bytes(config) // shards > free:
         micro_batch = 1  # it does not fit at all, and to estimate all that is tried below would take its time

@@ -22,6 +22,7 @@ from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.corpus.targets import Target
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
+from acodm_cli.engine.garbage import CollectedBetweenSteps
 from acodm_cli.engine.host_copy import HostCopy
 from acodm_cli.engine.memory import MemoryEstimate
 from acodm_cli.engine.trainer import StepEvent, Trainer
@@ -174,11 +175,13 @@ class Run:
         with (
             memory_errors(self.settings),
             self._new_writer() as self._writer,
+            CollectedBetweenSteps() as garbage,
             Watch(self.ranks, 60 * self.settings.rank_timeout) as watch,
         ):
             while True:
                 for event in self.trainer.steps():
                     watch.round_ended()
+                    garbage.step_ended(event.run_step, event.validation is not None)
                     judged_J = self._judged(event)
                     if self.ranks.is_first:
                         self._record(event, judged_J)

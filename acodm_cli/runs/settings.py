@@ -184,8 +184,23 @@ class StartSettings:
     threads: int | None = setting(None, least=1, panel="Training")
     """The number of threads for computing on a CPU. Default: the cores that this job has, shared by its ranks."""
 
+    profile: str | None = setting(None, panel="Training")
+    """Write what these steps spend their time on beside --out, for example 10-12, as a trace of torch.profiler."""
+
     def __post_init__(self) -> None:
         check_options(self)
+        if self.profiled is not None and self.dry_run:
+            raise UsageError(f"--profile {self.profile} does nothing with --dry-run; leave one of them out")
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The first and the last step to profile. Raises UsageError if they are not written as that."""
+        if self.profile is None:
+            return None
+        first, _, last = self.profile.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first)):
+            raise UsageError(f"--profile {self.profile}; give a step or the first and the last one, as in 10-12")
+        return int(first), int(last or first)
 
 
 @dataclass(frozen=True)

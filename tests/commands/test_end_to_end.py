@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -185,3 +187,25 @@ def test_existing_files_are_refused_then_replaced_with_force(proxy: Path, small:
     assert contents(tmp_path) == before
     assert acodm("proxy-train", "--steps", 2, "--out", out, "--force", *small).code == 0
     assert len(Schedule.read(out)) == 2
+
+
+def test_profiled_and_deterministic(small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither changes what is computed on a CPU; the trace holds the steps that were asked for."""
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    run = ["proxy-train", "--mixer", "uniform", "--steps", 3, *small]
+    try:
+        outcome = acodm(*run, "--out", tmp_path / "a.parquet", "--profile", "2-3", "--deterministic")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert outcome.code == 0, outcome.stderr
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert f"trace of steps 2 to 3: {tmp_path / 'a.trace.json.gz'}" in outcome.stderr
+    with gzip.open(tmp_path / "a.trace.json.gz") as file:
+        names = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert names.count("aten::_fused_adamw_") == 2 * 2  # of matrices and of the rest, in each step
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    outcome = acodm(*run, "--out", tmp_path / "b.parquet", "--profile", "6")
+    assert outcome.code == 2
+    assert "--profile 6 begins after the run's 3 steps" in outcome.stderr
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "backend:native"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 
-from acodm_cli.engine.device import choose_compute
+from acodm_cli.engine.device import choose_compute, compiler_lacks
 from acodm_cli.errors import ResourceError, UsageError
 
 
@@ -44,3 +48,22 @@ def test_bf16_by_default_only_where_the_gpu_has_it(
     gpus.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose_compute("auto", "auto").dtype == dtype
     assert choose_compute("auto", "bf16").dtype == torch.bfloat16
+
+
+def test_what_a_compiler_for_the_gpu_lacks(gpus: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu = torch.device("cuda", 0)
+    gpus.setattr(importlib.util, "find_spec", lambda name: None)
+    assert compiler_lacks(gpu) == "Triton is not installed"
+    gpus.setattr(importlib.util, "find_spec", lambda name: name)
+    gpus.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    gpus.setenv("PATH", str(tmp_path))
+    gpus.delenv("CC", raising=False)
+    assert compiler_lacks(gpu) == "there is no C compiler (gcc or clang)"
+    (tmp_path / "clang").touch(mode=0o755)
+    assert compiler_lacks(gpu) == "Python's header files are not installed (python3-dev)"
+    (tmp_path / "Python.h").touch()
+    assert compiler_lacks(gpu) is None
+    gpus.setenv("CC", "icx -O1")
+    assert compiler_lacks(gpu) == "there is no C compiler (icx)"
+    gpus.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert "older" in str(compiler_lacks(gpu))

@@ -22,7 +22,8 @@ from acodm_cli.mixing.acodm.policy import FrozenPolicy
 from acodm_cli.mixing.acodm.settings import DEFAULT
 from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
 from acodm_cli.mixing.mixer import Mixer
-from acodm_cli.runs.build import build_run
+from acodm_cli.runs.build import ALONE, build_run
+from acodm_cli.runs.memory_plan import plan_memory
 from acodm_cli.runs.run import Run
 from acodm_cli.runs.settings import RunSettings
 from tests.command_line import acodm
@@ -57,8 +58,8 @@ def models(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return folders
 
 
-def built(corpus: Corpus, models: dict[str, str], how: str) -> Run:
-    settings = replace(SETTINGS, **HOW[how])
+def built(corpus: Corpus, models: dict[str, str], how: str, **changed: Any) -> Run:
+    settings = replace(SETTINGS, **HOW[how], **changed)
     learner = AcOdmLearner(uniform_weights(4), EAGER, 0)
     mixer: Mixer = learner
     if how == "static":
@@ -155,3 +156,30 @@ def test_faults_are_found(
     # Of three micro-batches.
     expected = {look_at_the_loss: (4, 0), take_what_counts: (4, 0), send_from_anywhere: (1, 6)}
     assert (gpu.waits.total(), gpu.pageable.total()) == expected[fault]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "graphs"), [("static", 2), ("checkpointing", 4), ("guided", 3)])
+def test_few_graphs(
+    how: str, graphs: int, corpus: Corpus, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the last micro-batch lacks: one with gradients (watched or not), one without. Counted as they are traced, on the CPU."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled(block, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run = built(corpus, models, how, device="cpu", compile="on")
+    assert [event.step for event in run.trainer.steps()] == [1, 2, 3, 4, 5]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_a_gpu_takes_what_fits(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More logits than a CPU is given; the loss makes them in parts."""
+    settings = replace(SETTINGS, model="pythia-14m", batch=64, micro_batch=None, seq_len=1024)
+    config = model_config("pythia-14m", 50304, 1024)
+    free = 10**12
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    gpu = Compute(CUDA, torch.bfloat16)
+    assert plan_memory(settings, config, gpu, ALONE)[0] == 64
+    free = plan_memory(replace(settings, micro_batch=20), config, gpu, ALONE)[1].total
+    assert plan_memory(settings, config, gpu, ALONE)[0] == 16

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
+from pathlib import Path
 from pkgutil import walk_packages
 from typing import Any
 
@@ -131,3 +132,11 @@ def test_a_budget_may_have_a_letter(text: str, tokens: int) -> None:
 def test_a_budget_is_a_whole_number(text: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--for-tokens {text}; give a whole number, such as 300B")):
         Given({"for_tokens": text}, set()).of(TrainSettings)
+
+
+@pytest.mark.parametrize(("text", "steps"), [("10-12", (10, 12)), ("7", (7, 7))])
+def test_steps_to_profile(text: str, steps: tuple[int, int]) -> None:
+    assert StartSettings(out=Path("a.parquet"), profile=text).profiled == steps
+    for wrong in ("0", "3-2", "-3", "a-b", "1-2-3", ""):
+        with pytest.raises(UsageError, match=r"give a step or the first and the last one, as in 10-12"):
+            StartSettings(out=Path("a.parquet"), profile=wrong)
