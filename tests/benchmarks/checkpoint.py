@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace, place: Path) -> tuple[dict[str, dict[st
                 step = event.run_step - options.steps
                 assert written.name.startswith(f"step-{step:09d}"), "it is still being written; give more --steps"
         size = written.stat().st_size
-        steps.close()
+        del steps
         folder.remove()
     for seconds in found.values():
         for values in seconds.values():
