@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from acodm_cli.runs.folder import RunFolder
+from acodm_cli.runs.folder import RunFolder, check_plain
 
 
 class CheckpointWriter:
@@ -52,6 +52,7 @@ class CheckpointWriter:
     def begin(self, step: int, state: dict[str, Any], keep: int) -> None:
         """Begins to write a state, which must not change before `wait` has returned. keep: as of `RunFolder.save_checkpoint`."""
         assert self._writing is None, "the checkpoint before has to be waited for"
+        check_plain(state, "state")
         self._writing = self._thread.submit(self._write, step, state, keep)
 
     def _write(self, step: int, state: dict[str, Any], keep: int) -> None:

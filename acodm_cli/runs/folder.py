@@ -284,7 +284,6 @@ class RunFolder:
         """
         import torch
 
-        _check_plain(state, "state")
         final = self.path
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -364,14 +363,14 @@ def bytes_of(state: Any) -> int:
     return int(getattr(state, "nbytes", 0))
 
 
-def _check_plain(value: Any, name: str) -> None:
+def check_plain(value: Any, name: str) -> None:
     """Asserts that a checkpoint holds only what can be loaded again without running anyone's code."""
     if isinstance(value, dict):
         for key, part in value.items():
-            _check_plain(part, f"{name}.{key}")
+            check_plain(part, f"{name}.{key}")
     elif isinstance(value, (list, tuple)):
         for part in value:
-            _check_plain(part, name)
+            check_plain(part, name)
     else:
         plain = value is None or isinstance(value, (str, bytes, bool, int, float)) or type(value).__module__ == "torch"
         assert plain, f"{name} is a {type(value).__name__}; a state must be of tensors and plain values"
