@@ -227,7 +227,7 @@ def _sum_of_ranks(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses
 @contextmanager
 def gradients_stay_here(module: nn.Module, stay: bool) -> Iterator[None]:
     """A context for one micro-batch. stay: whether its gradients are not yet sent to the other ranks, because it is not
-    the last of its step."""
+    the last of its step. With fsdp they are whole until then, and a shard afterwards."""
     how: AbstractContextManager[Any] = nullcontext()
     if isinstance(module, DistributedDataParallel) and stay:
         how = module.no_sync()

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.loss import CHUNK_BYTES
+from acodm_cli.engine.settings import FsdpAccumulate
 from acodm_cli.limits import memory_of_this_job
 
 FP32 = 4
@@ -29,29 +30,36 @@ FRAGMENTATION = 1.06
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The memory of a run, in bytes. weights, gradients, optimizer: of all parameters, or of this rank's shard. head:
-    the gradient of the unembedding. activations: what the backward pass of a micro-batch needs. loss: pieces of logits.
-    libraries: their workspaces. accumulates: whether gradients of an earlier micro-batch are there when one begins. checkpoint:
+    """The memory of a run, in bytes. weights, optimizer: of all parameters, or of this rank's shard. gradients: those that are
+    there when a backward pass ends. accumulated: those of earlier micro-batches, or their buffers, that are there when one begins.
+    gathered: what a sharded model has in one piece when a backward pass begins. head: the gradient of the unembedding. activations:
+    what the backward pass of a micro-batch needs. loss: pieces of logits.
+    libraries: their workspaces. checkpoint:
     the copy of the state from which a checkpoint is written while training goes on; 0 if there is no room for it, or if it is
     not on the device that trains."""
 
     weights: int
     gradients: int
     optimizer: int
+    gathered: int
     head: int
     activations: int
     loss: int
     libraries: int
-    accumulates: bool
+    accumulated: int
     checkpoint: int = 0
 
     @property
-    def total(self) -> int:
-        """The bytes at the larger of two moments: when the loss is done and the backward pass begins, or when the
+    def tensors(self) -> int:
+        """The bytes of tensors at the larger of two moments of a step: when the loss is done and the backward pass begins, or when the
         backward pass ends and all gradients are there."""
-        begins = self.activations + self.loss + self.head + (self.gradients if self.accumulates else 0)
-        tensors = self.weights + self.optimizer + max(begins, self.gradients)
-        return self.libraries + int(FRAGMENTATION * tensors) + self.checkpoint
+        begins = self.gathered + self.activations + self.loss + self.head + self.accumulated
+        return self.weights + self.optimizer + max(begins, self.gradients)
+
+    @property
+    def total(self) -> int:
+        """The bytes that the run takes."""
+        return self.libraries + int(FRAGMENTATION * self.tensors) + self.checkpoint
 
 
 def estimate_memory(
@@ -62,26 +70,39 @@ def estimate_memory(
     compute: Compute,
     checkpointing: bool = False,
     shards: int = 1,
+    fsdp_accumulate: FsdpAccumulate = "whole",
+    buffers: bool = False,
 ) -> MemoryEstimate:
     """Estimates the memory of a run with these micro-batches, without its gradient probe and validation.
 
-    checkpointing: of activations. shards: the ranks over which weights, gradients and optimiser state are spread."""
+    accumulates: whether a step has several micro-batches. checkpointing: of activations. shards: the ranks over which weights,
+    gradients and optimiser state are spread. buffers: whether ddp has buffers for all gradients."""
     weights, head, largest_block, activations = _count(config, micro_batch, seq_len, compute, checkpointing)
     tokens, chunk = micro_batch * seq_len, CHUNK_BYTES[compute.device.type]
     logits = min(chunk, FP32 * tokens * config.vocab_size)
     # In bf16, there are the product, its copy in fp32, and the gradient in bf16.
     copies = 1 if compute.dtype == torch.float32 else 2
-    # A sharded model has its embeddings and two of its blocks in one piece at a time.
-    gathered = 0 if shards == 1 else 2 * (head + largest_block)
+    gathered = sent = 0
+    if shards > 1:
+        # There are the embeddings, two blocks, and the gradients of a block: as computed, in the order of the ranks, and in gloo's copy.
+        gloo = compute.device.type == "cpu"
+        gathered = 2 * head + (4 + gloo) * largest_block
+        # The gradients of the embeddings are sent last, when no weights are gathered any more. Under gloo, that of the input embedding
+        # is gone by then. What is received has its own memory before it is added to an earlier micro-batch's.
+        sent = (4 + gloo) * head
+        if accumulates and fsdp_accumulate == "sharded":
+            sent += 2 * head // shards
     return MemoryEstimate(
-        weights=weights // shards + gathered,
-        gradients=weights // shards,
+        weights=weights // shards,
+        gradients=weights // shards + sent,
         optimizer=2 * weights // shards,
+        gathered=gathered,
         head=head,
         activations=activations,
         loss=copies * logits + 2 * FP32 * tokens * config.hidden_size,
         libraries=LIBRARIES_BYTES,
-        accumulates=accumulates,
+        # What ddp does not send yet lies outside of its buffers.
+        accumulated=accumulates * weights // (shards if fsdp_accumulate == "sharded" else 1) + buffers * weights,
     )
 
 

@@ -10,6 +10,7 @@ from acodm_cli.settings import setting
 
 LrSchedule = Literal["cosine", "wsd", "linear", "constant"]
 Parallel = Literal["ddp", "fsdp"]
+FsdpAccumulate = Literal["whole", "sharded"]
 Compile = Literal["auto", "on", "off"]
 
 # The share of the run over which wsd decays, by default. MiniCPM (2404.06395) finds 10% of a long run enough.
@@ -79,6 +80,10 @@ class TrainSettings:
     parallel: Parallel = setting("ddp", changeable=True)
     """How many ranks share the work: ddp (each rank holds the model) or fsdp (each rank holds a shard of it)."""
 
+    fsdp_accumulate: FsdpAccumulate = setting("whole", changeable=True)
+    """What each rank of fsdp adds the gradients of micro-batches up in: all of them (whole, sent once per step), or its shard
+    (sharded, sent with each micro-batch: less memory, more traffic)."""
+
     rank_timeout: float = setting(10.0, least=0.01, changeable=True)
     """The minutes that a step, its validation or a checkpoint may take where there are several ranks. Then the run ends and says
     which rank hangs. What a GPU waits for in NCCL has twice as long."""
@@ -140,6 +145,14 @@ class TrainSettings:
             raise UsageError(
                 f"--lr-warmup {self.lr_warmup:g} and the decay of wsd over {self.decay_share:g} of the run are more than all of it; "
                 "lower --lr-warmup or --lr-decay-share"
+            )
+
+    def check_parallel(self) -> None:
+        """Raises UsageError if an option of fsdp is given without it."""
+        if self.fsdp_accumulate != "whole" and self.parallel != "fsdp":
+            raise UsageError(
+                f"--fsdp-accumulate {self.fsdp_accumulate} does nothing with --parallel {self.parallel}; leave it out, or give "
+                "--parallel fsdp"
             )
 
     @property

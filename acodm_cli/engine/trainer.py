@@ -317,7 +317,7 @@ class Trainer:
                 labels_BT[counted:] = IGNORED
             if self.probe:
                 self.probe.begin(mine_B[rows], self.settings.seq_len)
-            with gradients_stay_here(self.loss, stay=more):
+            with gradients_stay_here(self.loss, stay=more and self.settings.fsdp_accumulate == "whole"):
                 with self.compute.autocast():
                     total, losses_BT = self.loss(tokens_BU[:, :-1], labels_BT, scale, self.probe)
                 total.backward()

@@ -14,7 +14,7 @@ from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.memory import FP32, MemoryEstimate, estimate_memory, free_memory, weight_bytes
 from acodm_cli.engine.models import PRESETS, model_config
-from acodm_cli.engine.settings import TrainSettings
+from acodm_cli.engine.settings import FsdpAccumulate, TrainSettings
 from acodm_cli.errors import ResourceError
 
 # The most logits that a micro-batch may have on a CPU, which is not faster with more. A GPU takes what fits.
@@ -33,8 +33,17 @@ def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: R
     share = settings.batch // ranks.world_size
     shards = ranks.world_size if settings.parallel == "fsdp" else 1
 
-    def estimate(micro_batch: int, checkpointing: bool, of: Any = config, shards: int = shards) -> MemoryEstimate:
-        return estimate_memory(of, micro_batch, micro_batch < share, settings.seq_len, compute, checkpointing, shards)
+    def estimate(
+        micro_batch: int,
+        checkpointing: bool,
+        of: Any = config,
+        shards: int = shards,
+        accumulate: FsdpAccumulate = settings.fsdp_accumulate,
+    ) -> MemoryEstimate:
+        accumulates, buffers = micro_batch < share, ranks.many and shards == 1
+        return estimate_memory(
+            of, micro_batch, accumulates, settings.seq_len, compute, checkpointing, shards, accumulate, buffers
+        )
 
     # Ranks that compute on the CPU of one machine share its memory. All plan with the least that any of them has,
     # because micro-batches of different sizes would make the ranks of fsdp wait for each other.
@@ -56,6 +65,8 @@ def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: R
     )
     if micro_batch > 1 and estimate(1, settings.activation_checkpointing).total <= free:
         raise ResourceError(message + "use a smaller --micro-batch, or leave it out")
+    if shards > 1 and estimate(1, settings.activation_checkpointing, accumulate="sharded").total <= free:
+        raise ResourceError(message + "use --fsdp-accumulate sharded")
     if 4 * weight_bytes(config) // shards <= free and estimate(1, True).total <= free:
         raise ResourceError(message + "use --activation-checkpointing")
     advice = []

@@ -88,6 +88,7 @@ class RunSettings(
     def __post_init__(self) -> None:
         check_options(self)
         self.check_learning_rate()
+        self.check_parallel()
 
     @property
     def all_steps(self) -> int:

@@ -48,10 +48,10 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_equal_one_process(parallel: str, alone: Path, small: list[object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", [["ddp"], ["fsdp"], ["fsdp", "--fsdp-accumulate", "sharded"]])
+def test_two_ranks_equal_one_process(parallel: list[str], alone: Path, small: list[object], tmp_path: Path) -> None:
     out, model = tmp_path / "a.parquet", tmp_path / "model"
-    how = ["--steps", STEPS, "--micro-batch", 2, "--save-model", model, "--nproc", 2, "--parallel", parallel]
+    how = ["--steps", STEPS, "--micro-batch", 2, "--save-model", model, "--nproc", 2, "--parallel", *parallel]
     said = run("proxy-train", *how, "--out", out, *small)
     assert len(re.findall("^step 30/30", said, re.MULTILINE)) == 1  # one rank speaks
     assert_same_run(out, alone / "a.parquet")

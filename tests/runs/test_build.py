@@ -141,6 +141,7 @@ def test_a_mixer_is_named_when_it_does_what_it_must_not(corpus: Corpus, tmp_path
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"fsdp_accumulate": "sharded"}, "--fsdp-accumulate sharded does nothing with --parallel ddp; leave it out"),
         ({"mixer": "odm", "agent": "paper"}, "--agent paper does nothing with mixer odm"),
         ({"mixer": "natural", "prior": "natural"}, "--prior natural does nothing with mixer natural"),
         ({"mixer": "odm", "alignment": "exact"}, "--alignment exact does nothing with mixer odm"),
