@@ -28,5 +28,5 @@ def make_probe(
     layers = select_layers(model, settings.alignment_layers)
     if settings.alignment == "exact":
         return ExactProbe(layers, num_domains, halves=True, device=device, num_guides=num_guides)
-    size, rotation = settings.alignment_size, settings.alignment_rotation
-    return SketchProbe(layers, num_domains, True, seed, size, rotation, device, num_guides)
+    size, rotation, tokens = settings.alignment_size, settings.alignment_rotation, settings.alignment_tokens
+    return SketchProbe(layers, num_domains, True, seed, size, rotation, tokens, device, num_guides)

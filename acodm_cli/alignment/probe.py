@@ -7,13 +7,16 @@ are present in a batch. A group is a domain, or one half of a domain's sequences
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import MethodType
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from acodm_cli.alignment.block_sketch import BlockSketch
@@ -82,6 +85,24 @@ class DomainGradients:
     gram_KK: Tensor
     self_K: Tensor
     guide_KJ: Tensor
+
+
+@dataclass(frozen=True)
+class LogitSketch:
+    """What a fused loss must do for a probe: sketch the gradient of the logits of some of its tokens. sketch: how. tokens_n: which,
+    in groups of two, None for all. edges: the first group is in the tokens from edges[0] to edges[1], and so on; on the host."""
+
+    sketch: BlockSketch
+    tokens_n: Tensor | None = None
+    edges: NDArray[np.int64] | None = None
+
+    def between(self, first: int, last: int) -> Tensor | None:
+        """Which of the tokens between two edges are wanted, counted from the first; None for all."""
+        if self.tokens_n is None:
+            return None
+        assert self.edges is not None
+        begin, end = (2 * np.searchsorted(self.edges, (first, last))).tolist()
+        return self.tokens_n[begin:end] - first
 
 
 class LayerWatch(ABC):
@@ -175,6 +196,7 @@ class GradientProbe(ABC):
         self.shapes = {name: _shape(weight) for name, weight in weights.items() if self.owner[name] == name}
         self.watched = set(self.shapes)
         self.virtual: dict[str, Tensor] = {}
+        self.batch = 0
         self.capacity = 0
         self.slots_B: Tensor | None = None
         self.watches = {name: self.make_watch(name) for name in layers}
@@ -185,19 +207,20 @@ class GradientProbe(ABC):
             layer.acodm_watches.append(self.watches[name])  # type: ignore[union-attr, operator]
 
     @abstractmethod
-    def virtual_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+    def virtual_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         """The shape of one group's virtual copy of a weight of the given shape."""
 
     @abstractmethod
     def make_watch(self, name: str) -> LayerWatch:
         """Makes the watch of the layer with this name."""
 
-    def output_sketch(self, head: nn.Module) -> BlockSketch | None:
+    def output_sketch(self, head: nn.Module) -> LogitSketch | None:
         """The sketch that a fused loss must apply to the gradient of the logits, None if that is not watched."""
         return None
 
-    def add_output(self, head: nn.Module, delta_BTp: Tensor, x_BTI: Tensor) -> None:
-        """Takes from a fused loss the sketched gradient of the logits, and the hidden states."""
+    def add_output(self, head: nn.Module, delta_np: Tensor, x_BTI: Tensor) -> None:
+        """Takes from a fused loss the sketched gradient of the logits, by the tokens that were asked for, and the hidden states of
+        all."""
         raise NotImplementedError
 
     def importance(self, name: str) -> float:
@@ -207,8 +230,7 @@ class GradientProbe(ABC):
     def bytes_needed(self, batch: int) -> int:
         """The bytes that the virtual copies' gradients take for a global batch of so many sequences."""
         groups = min(batch, self.num_domains * self.halves) + self.num_guides
-        shapes = [self.virtual_shape(shape) for shape in self.shapes.values()]
-        return 4 * groups * sum(rows * columns for rows, columns in shapes)
+        return 4 * groups * sum(math.prod(self.virtual_shape(shape)) for shape in self.shapes.values())
 
     def start(
         self,
@@ -221,6 +243,7 @@ class GradientProbe(ABC):
         """Begins a step. domains_B: the domain of each sequence of the global batch. tokens_B: its predicted tokens.
         guides_R, guide_tokens_R: the guide of each sequence of the guide pass, and its predicted tokens; None without one. All
         are int64, on the host. The sequences of a domain go to its halves in turn."""
+        self.batch = len(domains_B)
         seen_K = [0] * self.num_domains
         groups = []
         for domain in domains_B.tolist():
@@ -272,8 +295,12 @@ class GradientProbe(ABC):
             watch.active = False
         gram_nn = torch.zeros(self.capacity, self.capacity, device=self.device)
         for name, sum_nP in self._sums().items():
-            gram_nn.addmm_(sum_nP, sum_nP.T, alpha=self.importance(name))
+            gram_nn.add_(self.products(sum_nP), alpha=self.importance(name))
         return gram_nn
+
+    def products(self, sum_nP: Tensor) -> Tensor:
+        """Returns ⟨S_g, S_h⟩ for one weight. sum_nP: what each group contributed to the gradient of its virtual copy. [n, n]"""
+        return sum_nP @ sum_nP.T
 
     def read(self, gram_nn: Tensor) -> DomainGradients:
         """Returns the gradients of the domains. gram_nn: the result of `gram`, on the host."""

@@ -25,6 +25,9 @@ class AlignmentSettings:
     alignment_rotation: int = setting(6, least=1)
     """A sketch looks at one transformer block in so many per step, in turn."""
 
+    alignment_tokens: int = setting(8192, least=1)
+    """A sketch looks at so many tokens of a step, drawn evenly from its sequences, and at one in 16 at least."""
+
     alignment_layers: str = "all"
     """The layers whose gradients make the reward: all, attention, mlp, embedding, unembedding, or name patterns,
     separated by commas."""
@@ -33,5 +36,5 @@ class AlignmentSettings:
         """Returns what a schedule says about the estimator, as JSON values."""
         info: dict[str, Any] = {"estimator": self.alignment, "layers": self.alignment_layers}
         if self.alignment == "sketch":
-            info |= {"size": self.alignment_size, "rotation": self.alignment_rotation}
+            info |= {"size": self.alignment_size, "rotation": self.alignment_rotation, "tokens": self.alignment_tokens}
         return info

@@ -116,12 +116,14 @@ class Trainer:
         assert settings.batch % ranks.world_size == 0
         assert settings.compile != "auto"
         self.model = model
-        if compute.device.type == "cuda":
+        on_gpu, blocks = compute.device.type == "cuda", transformer_blocks(model)
+        if on_gpu:
             for each in (model, reference):
                 if each is not None:
                     attend_causally(each, settings.seq_len)
-        loss, blocks = CausalLoss(model), transformer_blocks(model)
         self.compiled = settings.compile == "on"
+        backend = "inductor" if self.compiled and on_gpu else None
+        loss = CausalLoss(model, backend)
         if self.compiled:
             # Each block is compiled by itself: one small graph serves all of them, and it is ready in seconds. DDP must not split it
             # where its buckets end.
@@ -137,7 +139,7 @@ class Trainer:
         self.compute = compute
         self.ranks = ranks
         self.probe = probe
-        self.reference = CausalLoss(reference.eval().requires_grad_(False)) if reference else None
+        self.reference = CausalLoss(reference.eval().requires_grad_(False), backend) if reference else None
         windows = validation_windows(corpus, settings.seq_len)
         self.validate_every, rows = plan_validation(settings, [*map(len, windows)], [*map(len, targets)])
         of_targets = rows[len(windows) :]

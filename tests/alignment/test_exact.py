@@ -227,7 +227,7 @@ def gradients_of_rank(estimator: str, rows: slice) -> DomainGradients:
     probe: GradientProbe = (
         ExactProbe(layers, NUM_DOMAINS, halves=True)
         if estimator == "exact"
-        else SketchProbe(layers, NUM_DOMAINS, True, 0, 16, 3)
+        else SketchProbe(layers, NUM_DOMAINS, True, 0, 16, 3, 36)
     )
     tokens_BU, labels_BT, domains_B = make_batch(missing=True, mixed_lengths=True)
     tokens_B = (labels_BT != IGNORED).sum(dim=1)

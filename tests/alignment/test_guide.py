@@ -83,7 +83,7 @@ def test_guides_do_not_change_what_the_batch_says() -> None:
 def test_the_sketch_is_unbiased() -> None:
     model = make_model()
     expected = expected_KJ(model, "all")
-    probe = SketchProbe(select_layers(model, "all"), NUM_DOMAINS, True, 0, 16, 2, CPU, NUM_GUIDES)
+    probe = SketchProbe(select_layers(model, "all"), NUM_DOMAINS, True, 0, 16, 2, 72, CPU, NUM_GUIDES)
     found = torch.stack([guided_step(model, probe, 9, step).guide_KJ for step in range(600)])
     error = found.std(0) / len(found) ** 0.5
     present = torch.tensor([True, True, True, False, True])

@@ -1,12 +1,18 @@
-"""The fused loss equals the one through the model's logits, where it is used, and is not used where it would not."""
+"""The fused loss equals the one through the model's logits, where it is used, and is not used where it would not. Compiled, it is
+the same."""
 
 from __future__ import annotations
+
+import shutil
 
 import pytest
 import torch
 import transformers
 from torch import nn
+from torch._dynamo.utils import counters
 
+from acodm_cli.alignment.probe import select_layers
+from acodm_cli.alignment.sketch import SketchProbe
 from acodm_cli.engine import loss as loss_module
 from acodm_cli.engine.loss import IGNORED, CausalLoss, token_losses
 from acodm_cli.engine.models import build_model, model_config
@@ -74,3 +80,59 @@ def test_a_head_that_does_more_than_multiply_goes_through_the_model() -> None:
     assert not loss.plain_head
     inputs_BT, labels_BT = make_batch()
     assert torch.equal(loss(inputs_BT, labels_BT)[1], token_losses(model, inputs_BT, labels_BT))
+
+
+def everything(
+    backend: str | None, tokens_BU: torch.Tensor, dtype: torch.dtype, tokens: int | None, micro_batch: int
+) -> dict[str, torch.Tensor]:
+    """What a step and a validation compute."""
+    model = make_model("llama-tiny", tied=True)
+    loss, probe = CausalLoss(model, backend), SketchProbe(select_layers(model, "all"), 2, True, 0, 16, 2, tokens)
+    labels_BT = tokens_BU[:, 1:].clone()
+    labels_BT[0, 5:] = IGNORED
+    probe.start(3, torch.arange(len(tokens_BU)) % 2, (labels_BT != IGNORED).sum(1))
+    losses = []
+    for start in range(0, len(tokens_BU), micro_batch):
+        rows = slice(start, start + micro_batch)
+        probe.begin(rows, labels_BT.shape[1])
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            total, losses_BT = loss(tokens_BU[rows, :-1], labels_BT[rows], 0.01, probe)
+        total.backward()
+        losses.append(losses_BT)
+    gradients = probe.finish()
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        validation_BT = loss(tokens_BU[:, :-1], labels_BT)[1]
+    found = {
+        "losses": torch.cat(losses),
+        "validation": validation_BT,
+        "gram": gradients.gram_KK,
+        "self": gradients.self_K,
+    }
+    return found | {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tokens"),
+    [
+        ("aot_eager", torch.float32, 28),
+        ("eager", torch.bfloat16, None),
+        pytest.param("inductor", torch.float32, 28, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_is_the_same_in_one_graph_for_ragged_batches(
+    backend: str, dtype: torch.dtype, tokens: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks of other lengths each time, with a sketch of drawn tokens and of all: the graph of training, and that of validation."""
+    if backend == "inductor" and not shutil.which("g++"):
+        pytest.skip("there is no C++ compiler")
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", {"cpu": 4 * 256 * 40})
+    torch._dynamo.reset()
+    counters.clear()
+    for batch, length, micro_batch in ((7, 16, 3), (4, 21, 4), (5, 33, 1)):
+        tokens_BU = torch.randint(256, (batch, length + 1), generator=torch.Generator().manual_seed(batch))
+        plain, compiled = (everything(b, tokens_BU, dtype, tokens, micro_batch) for b in (None, backend))
+        assert plain.keys() == compiled.keys()
+        for name, expected in plain.items():
+            error = (compiled[name] - expected).nan_to_num().norm()
+            assert error <= 1e-6 * expected.nan_to_num().norm(), name
+    assert counters["stats"]["unique_graphs"] == 2
