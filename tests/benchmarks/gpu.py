@@ -111,7 +111,7 @@ def first_steps(device: str, tiny: bool, situation: dict[str, Any], steps: int) 
     options = argparse.Namespace(
         **{
             "model": "pythia-14m", "batch": 8, "micro_batch": None, "seq_len": 32 if tiny else 256, "device": device,
-            "dtype": "fp32", "compile": "off", "alignment": "sketch", "size": 64, "rotation": 1,
+            "dtype": "fp32", "compile": "off", "alignment": "sketch", "size": 64, "rotation": 1, "tokens": 8192,
             **situation,
         }
     )  # fmt: skip

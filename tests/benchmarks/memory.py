@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--alignment", default="sketch")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--rotation", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.model:

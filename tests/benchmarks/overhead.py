@@ -57,7 +57,7 @@ def make_trainer(options: argparse.Namespace, kind: str, num_domains: int) -> Tr
         model=options.model, steps=10_000, batch=options.batch, micro_batch=options.micro_batch or options.batch,
         seq_len=options.seq_len, lr=1e-3, validate_every=10**6, validation_sequences=1, device=options.device,
         dtype=options.dtype, compile=options.compile, alignment=options.alignment, alignment_size=options.size,
-        alignment_rotation=options.rotation,
+        alignment_rotation=options.rotation, alignment_tokens=options.tokens,
     )  # fmt: skip
     prior_K = uniform_weights(num_domains)
     mixer: Mixer = StaticMixer(prior_K) if kind == "static" else AcOdmLearner(prior_K, DEFAULT, seed=0)
@@ -110,8 +110,8 @@ def time_of_parts(options: argparse.Namespace, num_domains: int, steps: int = 12
     timed(trainer.mixer, "weights", "agent's action")
     timed(trainer.mixer, "observe", "reward and replay buffer")
     timed(trainer.norms, "read", "weight norms")
-    timed(trainer.probe, "start", "signs and groups")
-    timed(trainer.probe, "begin", "signs and groups")
+    timed(trainer.probe, "start", "signs, tokens and groups")
+    timed(trainer.probe, "begin", "signs, tokens and groups")
     timed(trainer.probe, "gram", "Gram matrix")
     timed(trainer.probe, "read", "Gram matrix")
     timed(block_sketch.BlockSketch, "__call__", "block sketches, the logits' included")
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--alignment", choices=["sketch", "exact"], default="sketch")
     parser.add_argument("--size", type=int, default=AlignmentSettings.alignment_size)
     parser.add_argument("--rotation", type=int, default=AlignmentSettings.alignment_rotation)
+    parser.add_argument("--tokens", type=int, default=AlignmentSettings.alignment_tokens)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--compile", choices=["on", "off"], default="off")
@@ -172,7 +173,8 @@ def main() -> None:
         "model": options.model,
         "tokens_per_step": options.batch * options.seq_len,
         "compile": options.compile,
-        "alignment": {"estimator": options.alignment, "size": options.size, "rotation": options.rotation},
+        "alignment": {"estimator": options.alignment}
+        | {name: getattr(options, name) for name in ("size", "rotation", "tokens")},
         "time": [measure_time(options, num_domains) for num_domains in options.domains],
         "seconds_of_parts": time_of_parts(options, options.domains[0]) if can_time_parts(options) else None,
         **measure_memory(),

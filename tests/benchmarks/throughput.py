@@ -62,7 +62,7 @@ def wait(compute: Compute) -> None:
 
 
 def ours(options: argparse.Namespace, compute: Compute) -> Runner:
-    of_probe = {"alignment": "sketch", "size": 64, "rotation": 1}  # there is none in a static run
+    of_probe = {"alignment": "sketch", "size": 64, "rotation": 1, "tokens": 8192}  # there is none in a static run
     steps = make_trainer(argparse.Namespace(**vars(options), **of_probe), "static", 2).steps()
 
     def run(count: int) -> list[float]:
