@@ -57,7 +57,7 @@ def count(settings: RunSettings, ranks: Ranks) -> dict[str, int]:
 
 def main() -> None:
     overhead.VOCABULARY = 4000
-    with joined(ranks_asked_for(), "cpu") as ranks:
+    with joined(ranks_asked_for(), "cpu", minutes=10) as ranks:
         for parallel, accumulate in json.loads(sys.argv[1]):
             settings = RunSettings(
                 steps=100, batch=8, micro_batch=1, seq_len=64, lr=1e-3, validate_every=100, validation_sequences=1,
