@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -152,6 +153,7 @@ class FakeCuda:
             "mem_get_info": lambda device=None: (self.memory, self.memory),
             "max_memory_allocated": lambda device=None: 0,
             "manual_seed_all": lambda seed: None,
+            "current_stream": lambda device=None: SimpleNamespace(synchronize=lambda: self.wait("synchronize")),
             "synchronize": lambda device=None: self.wait("synchronize"),
         }
         return [
@@ -207,7 +209,7 @@ class _Operations(TorchDispatchMode):
         devices = [device_of(operand) for operand in operands]
         on_cuda = CUDA in devices
         if on_cuda:
-            self._check(func, args, operands, devices)
+            self._check(func, args, kwargs or {}, operands, devices)
         result = func(*args, **(kwargs or {}))
         given = {operand.untyped_storage()._cdata for operand in operands}
         made = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in given]
@@ -216,7 +218,9 @@ class _Operations(TorchDispatchMode):
             self.gpu.kernels[func.overloadpacket.__name__] += 1
         return result
 
-    def _check(self, func: Any, args: Any, operands: list[Tensor], devices: list[torch.device | None]) -> None:
+    def _check(
+        self, func: Any, args: Any, kwargs: Any, operands: list[Tensor], devices: list[torch.device | None]
+    ) -> None:
         packet, gpu = func.overloadpacket, self.gpu
         if packet in _NEED_VALUES and (packet is not _aten.repeat_interleave or func is _aten.repeat_interleave.Tensor):
             gpu.wait(packet.__name__)
@@ -230,9 +234,10 @@ class _Operations(TorchDispatchMode):
                 gpu.pageable[_line()] += 1
         elif packet in _MOVES:
             if len(operands) > 1 and {CUDA, HOST} == set(devices):
-                if devices[0] == HOST:
+                non_blocking = kwargs.get("non_blocking", len(args) > 2 and args[2])
+                if devices[0] == HOST and not (non_blocking and _is_pinned(operands[0])):
                     gpu.wait("copy to the host")
-                elif operands[1].dim() and not (len(args) > 2 and args[2]):
+                elif devices[1] == HOST and operands[1].dim() and not non_blocking:
                     gpu.wait("copy to the device")
         elif any(
             device == HOST and (each.dim() or "fused" in packet.__name__)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.engine.device import Compute
+from acodm_cli.engine.host_copy import HostCopy
 from acodm_cli.engine.loss import CausalLoss
 from acodm_cli.engine.models import model_config
 from acodm_cli.engine.trainer import Trainer
@@ -87,7 +88,9 @@ def test_the_host_waits_once_per_step(how: str, corpus: Corpus, models: dict[str
             assert all("on_host" in line or "_sums" in line for line in gpu.waits)
             assert not [line for line in gpu.pageable if "probe.py" not in line]  # slots: too few bytes to be staged
         assert gpu.kernels["_fused_adamw_"] == 2  # of matrices, of the rest
-        state = trainer.state_dict()
+        gpu.clear()
+        state = HostCopy(CUDA, ALONE).take(trainer.state_dict(), of_host=True)
+        assert gpu.waits.total() == 1, gpu.waits
         tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
         assert len(tensors) > 50
         assert {device_of(tensor) for tensor in tensors} == {HOST}
