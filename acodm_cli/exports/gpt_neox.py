@@ -5,6 +5,9 @@ at most 254 datasets, and draws every sample from the one that is furthest behin
 that loads a checkpoint goes on in its blend at the batch of its iteration (shift_and_wrap_data_loaders), as if it had drawn from that
 blend from its beginning. exit-interval ends a run where the iteration is a multiple of it, and does not save (train in
 megatron/training.py): extra-save-iters does.
+
+NeoXArgs.from_ymls takes - and _ in a key for the same, but it finds a key that an earlier file has too only if the later file writes
+it with _; with -, the later file would win without a word. So the files have _, and come after the user's own.
 """
 
 from __future__ import annotations
@@ -39,15 +42,15 @@ def export(plan: Plan) -> Export:
             )
         end = stage.first + stage.steps
         config: dict[str, Any] = {
-            "train-data-paths": [path for path, _ in drawn],
-            "train-data-weights": [weight for _, weight in drawn],
-            "train-iters": plan.target.steps,
+            "train_data_paths": [path for path, _ in drawn],
+            "train_data_weights": [weight for _, weight in drawn],
+            "train_iters": plan.target.steps,
             "train_batch_size": plan.target.batch,
-            "seq-length": plan.target.seq_len,
-            "extra-save-iters": [end],
+            "seq_length": plan.target.seq_len,
+            "extra_save_iters": [end],
         }
         if end < plan.target.steps:
-            config["exit-interval"] = end
+            config["exit_interval"] = end
         head = "".join(
             f"# {line}\n" for line in [*comment(plan, TRAINER), f"This stage: iterations {stage.first} to {end}."]
         )
@@ -60,7 +63,7 @@ def export(plan: Plan) -> Export:
 def _notes(plan: Plan) -> list[str]:
     notes = [
         "Give one file per run after your own: deepy.py train.py yours.yml stage-from-iteration-I.yml. A key that is in both is an error: take these "
-        "out of yours, and data-path and split too.",
+        "out of yours, and data-path too.",
         "valid-data-paths and test-data-paths, which train-data-paths needs beside it, are yours; leave weight_by_num_documents off.",
     ]
     if len(plan.stages) > 1:
@@ -77,5 +80,5 @@ def realised(files: dict[str, str], plan: Plan) -> Array:
     configs = {int(name.split("-")[-1].removesuffix(".yml")): yaml.safe_load(text) for name, text in files.items()}
     weights_NK = np.zeros((len(configs), len(plan.domains)))
     for row_K, first in zip(weights_NK, sorted(configs), strict=True):
-        row_K[[domain_of[path] for path in configs[first]["train-data-paths"]]] = configs[first]["train-data-weights"]
+        row_K[[domain_of[path] for path in configs[first]["train_data_paths"]]] = configs[first]["train_data_weights"]
     return continued(plan, sorted(configs), weights_NK / weights_NK.sum(axis=1, keepdims=True))
