@@ -150,9 +150,8 @@ class Trainer:
         self.guide = guide
         self.build = build
         self.fresh = fresh
-        self.before: Measured | None = (
-            None  # what the texts' losses were before the first step of a model that is not fresh
-        )
+        # What the texts' losses were before the first step of a model that is not fresh.
+        self.before: Measured | None = None
         self.episode = 1
         self.skipped = 0
         self._begin()
