@@ -31,6 +31,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch._dynamo  # which keeps the functions that it knows from when it is imported: not those that stand in for them
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
