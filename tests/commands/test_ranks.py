@@ -228,7 +228,7 @@ def test_a_rank_that_hangs_says_where(small: list[object], tmp_path: Path, monke
     _, said = process.communicate(timeout=100)
     assert process.returncode == 1
     assert re.search(r"rank 0 is in \w+ of engine/\w+\.py, line \d+ \(process \d+ on ", said), said
-    assert "rank 1 is in steps of engine/trainer.py" in said, said
+    assert "rank 1 is in _draw of engine/trainer.py" in said, said
 
 
 def rank_of(process: int) -> int:
