@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from acodm_cli.schedule.schedule import SCHEMA
+from acodm_cli.schedule.columns import SCHEMA
 
 DOMAINS = ["code", "prose"]
 MOST_MORE = 200  # MB

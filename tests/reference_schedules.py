@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from acodm_cli import __version__
+from acodm_cli.schedule.columns import DOMAIN_COLUMNS, STEP_COLUMNS
 from acodm_cli.schedule.measures import entropy
-from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Schedule
+from acodm_cli.schedule.schedule import Schedule
 
 FOLDER = Path(__file__).parents[1] / "schedules"
 NEOX = "GPT-NeoX-20B (50k)"

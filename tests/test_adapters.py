@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
 from acodm_cli import MixedDataset, Schedule, ScheduleSampler
 from acodm_cli.errors import UsageError
-from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS
+from acodm_cli.schedule.columns import DOMAIN_COLUMNS, STEP_COLUMNS
 
 STEPS, BATCH = 50, 8
 DOMAINS = ["web", "code"]

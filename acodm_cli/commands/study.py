@@ -24,8 +24,9 @@ from acodm_cli.errors import STOP_SIGNALS, AcodmError, Interrupted, UsageError, 
 from acodm_cli.limits import cores_of_this_job
 from acodm_cli.runs.settings import RunSettings, StartSettings, StudySettings
 from acodm_cli.runs.study import SingleRun, Study, shown
+from acodm_cli.schedule.columns import TARGETS
 from acodm_cli.schedule.evidence import COLUMNS, objective_name, validations
-from acodm_cli.schedule.schedule import TARGETS, Schedule
+from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.writing import locked_file
 
 POLL_SECONDS = 0.2

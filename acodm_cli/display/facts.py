@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acodm_cli.schedule.columns import FORMAT_VERSION, TARGETS
 from acodm_cli.schedule.evidence import share_to_best
 from acodm_cli.schedule.measures import divergence, entropy, l1
-from acodm_cli.schedule.schedule import FORMAT_VERSION, TARGETS, Schedule
+from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.schedule.timeline import integral
 
 Array = NDArray[np.float64]

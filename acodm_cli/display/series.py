@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from acodm_cli.display.style import printable
 from acodm_cli.errors import UsageError
+from acodm_cli.schedule.columns import DOMAIN_COLUMNS, STEP_COLUMNS, TARGETS
 from acodm_cli.schedule.compose import means
-from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, TARGETS, Schedule
+from acodm_cli.schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from acodm_cli.mixing.objective import Objective
+from acodm_cli.schedule.columns import DOMAIN_COLUMNS, SCHEMA, STEP_COLUMNS, Per
 from acodm_cli.schedule.measures import entropy
-from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, SCHEMA, STEP_COLUMNS, Per, Schedule
+from acodm_cli.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
     from acodm_cli.engine.trainer import StepEvent

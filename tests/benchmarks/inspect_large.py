@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from acodm_cli.display.facts import COLUMNS
+from acodm_cli.schedule.columns import DOMAIN_COLUMNS, STEP_COLUMNS
 from acodm_cli.schedule.measures import entropy
-from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Schedule
+from acodm_cli.schedule.schedule import Schedule
 from tests.benchmarks.environment import save
 
 READ = "import sys, pyarrow.parquet as pq; pq.read_table(sys.argv[1], columns=sys.argv[2].split(','))"

@@ -17,9 +17,10 @@ from acodm_cli.display.facts import describe, distances
 from acodm_cli.display.html import PageEntry, page
 from acodm_cli.display.series import Series, series
 from acodm_cli.display.style import PALETTE
+from acodm_cli.schedule.columns import DOMAIN_COLUMNS, STEP_COLUMNS
 from acodm_cli.schedule.compose import average, merge
 from acodm_cli.schedule.measures import entropy
-from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Schedule
+from acodm_cli.schedule.schedule import Schedule
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 STEPS = 40

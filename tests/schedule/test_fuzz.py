@@ -25,7 +25,8 @@ from acodm_cli.mixing.acodm.policy import dump_policy, load_policy
 from acodm_cli.mixing.acodm.settings import DEFAULT
 from acodm_cli.mixing.acodm.state import state_size
 from acodm_cli.schedule import digests
-from acodm_cli.schedule.schedule import SCHEMA, Schedule
+from acodm_cli.schedule.columns import SCHEMA
+from acodm_cli.schedule.schedule import Schedule
 from tests.schedule.test_schedule import make_schedule
 
 FILES = 2000

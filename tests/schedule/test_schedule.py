@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from acodm_cli.errors import ScheduleError
+from acodm_cli.schedule.columns import DOMAIN_COLUMNS, STEP_COLUMNS
 from acodm_cli.schedule.measures import in_single
-from acodm_cli.schedule.schedule import DOMAIN_COLUMNS, STEP_COLUMNS, Schedule
+from acodm_cli.schedule.schedule import Schedule
 
 
 def make_schedule(steps: int = 6, policy: bytes | None = b"policy bytes") -> Schedule:
