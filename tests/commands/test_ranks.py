@@ -77,7 +77,9 @@ def guided(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> tup
     """A run with a target: its options, and its schedule in one process."""
     folder = tmp_path_factory.mktemp("guided")
     target = write_target(folder / "code.jsonl", "code")
-    options = ["--target", target, "--guide-every", 2, "--guide-sequences", 3, "--micro-batch", 2, "--steps", 12]
+    guide: list[object] = ["--target", target, "--guide-every", 2, "--guide-sequences", 3]
+    drawn = ["--alignment-tokens", 64]  # fewer than a step has
+    options = [*guide, *drawn, "--micro-batch", 2, "--steps", 12]
     run("proxy-train", *options, "--out", folder / "alone.parquet", *small)
     return options, folder / "alone.parquet"
 
