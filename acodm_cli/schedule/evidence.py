@@ -126,13 +126,22 @@ def compare(
     baseline: str, runs: Sequence[Schedule], others: Sequence[Schedule], weights: Mapping[str, float] | None = None
 ) -> Comparison:
     """Returns runs against those of a baseline with the same seeds, in the same order. weights: see `validations`."""
-    ours, theirs = [validations(run, weights) for run in runs], [validations(run, weights) for run in others]
+    ours, theirs = ([validations(run, weights) for run in each] for each in (runs, others))
+    return compare_curves(baseline, ours, theirs)
+
+
+def compare_curves(
+    baseline: str,
+    ours: Sequence[tuple[NDArray[np.int64], Array]],
+    theirs: Sequence[tuple[NDArray[np.int64], Array]],
+) -> Comparison:
+    """Returns curves, each the steps and values of a run, against those of a baseline with the same seeds, in the same order."""
     ends_N, other_ends_N = (np.array([value_R[-1] for _, value_R in curves]) for curves in (ours, theirs))
     mean, deviation, interval = mean_and_interval(100 * (ends_N / other_ends_N - 1))
     shares = [share_to_best(*one, *other) for one, other in zip(ours, theirs, strict=True)]
     known = [share for share in shares if share is not None]
     share = float(np.mean(known)) if len(known) == len(shares) else None
-    return Comparison(baseline, len(runs), mean, deviation, interval, share)
+    return Comparison(baseline, len(ours), mean, deviation, interval, share)
 
 
 def is_better(comparison: Comparison) -> bool:

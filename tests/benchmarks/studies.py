@@ -28,7 +28,7 @@ import tokenizers
 
 from acodm_cli.corpus.readers import PLAIN
 from acodm_cli.corpus.sources import FileSource
-from acodm_cli.schedule.evidence import mean_and_interval, share_to_best
+from acodm_cli.schedule.evidence import compare_curves, mean_and_interval
 from acodm_cli.schedule.info import Evidence, StudiedCurve
 from acodm_cli.schedule.schedule import Schedule
 from tests.benchmarks.environment import RESULTS, save
@@ -165,22 +165,18 @@ def table_of(evidence: Evidence) -> list[dict[str, Any]]:
             row |= difference(curve, curves[other])
         rows.append(row)
     rows.sort(key=lambda row: float(row[evidence.objective]))
-    return [*rows, *({**row, "mixer": f"oracle ({row['mixer']})"} for row in rows if row["mixer"] in STATIC)][
-        : len(rows) + 1
-    ]
+    best = next(row for row in rows if row["mixer"] in STATIC)
+    return [*rows, {**best, "mixer": f"oracle ({best['mixer']})"}]
 
 
 def difference(curve: StudiedCurve, other: StudiedCurve) -> dict[str, Any]:
     """The difference at the end in percent, half of its 95% interval, and the share of the steps to the other's best, None for never."""
-    pairs = list(zip(curve.values, other.values, strict=True))
-    mean, _, interval = mean_and_interval(np.array([100 * (ours[-1] / theirs[-1] - 1) for ours, theirs in pairs]))
-    steps_R, other_steps_R = np.array(curve.steps), np.array(other.steps)
-    shares = [share_to_best(steps_R, np.array(ours), other_steps_R, np.array(theirs)) for ours, theirs in pairs]
-    known = [share for share in shares if share is not None]
+    ours, theirs = ([(np.array(each.steps), np.array(values)) for values in each.values] for each in (curve, other))
+    found = compare_curves(other.mixer, ours, theirs)
     return {
-        f"difference_to_{other.mixer}": mean,
-        f"interval_{other.mixer}": interval,
-        f"steps_to_{other.mixer}": float(np.mean(known)) if len(known) == len(shares) else None,
+        f"difference_to_{other.mixer}": found.difference,
+        f"interval_{other.mixer}": found.interval,
+        f"steps_to_{other.mixer}": found.share_to_best,
     }
 
 
