@@ -358,9 +358,14 @@ def _make_mixer(
     return make_mapped_mixer(name, task, domain_map)
 
 
+def used_settings(mixer: Mixer | type[Mixer]) -> set[str]:
+    """Returns the settings of a run, besides the mixer's own, that change what a mixer does."""
+    return {*mixer.uses, *(declared(AlignmentSettings) if mixer.needs_gram else ()), *(GUIDE if mixer.guided else ())}
+
+
 def _check_applies(settings: RunSettings, mixer: Mixer, guides: Objective, num_targets: int) -> None:
     """Raises UsageError if the user changed a setting of the mixture or the targets that would do nothing."""
-    used = {*mixer.uses, *(declared(AlignmentSettings) if mixer.needs_gram else ()), *(GUIDE if mixer.guided else ())}
+    used = used_settings(mixer)
     changed = settings.changed()
     for name in declared(TargetSettings):
         there = bool(guides.targets) if name in GUIDE else num_targets > 0 or not name.startswith("target_")

@@ -25,7 +25,7 @@ from acodm_cli.errors import AcodmError, ScheduleError, UsageError
 from acodm_cli.mixing.catalog import MIXERS, mixer_class
 from acodm_cli.mixing.mixer import Mixer
 from acodm_cli.mixing.options import described, parsed
-from acodm_cli.runs.build import GUIDE, input_digests
+from acodm_cli.runs.build import GUIDE, input_digests, used_settings
 from acodm_cli.runs.folder import RunFolder
 from acodm_cli.runs.settings import RunSettings, StartSettings, StudySettings
 from acodm_cli.schedule import compose
@@ -91,13 +91,6 @@ def options_of(settings: RunSettings) -> list[str]:
     return words
 
 
-def _uses(kind: type[Mixer], name: str) -> bool:
-    """Whether a setting of one mixer does something with this one."""
-    if name in GUIDE:
-        return kind.guided
-    return kind.needs_gram if name in declared(AlignmentSettings) else name in kind.uses
-
-
 class Study:
     """What `proxy-train --seeds` is to do.
 
@@ -158,7 +151,7 @@ class Study:
             label += f":{key}={Path(text).name if key in kind.files else text}"
             if key not in _OF_MIXER:
                 options[key] = text
-            elif not _uses(kind, key):
+            elif key not in used_settings(kind):
                 raise UsageError(f"--against {name}:{word} does nothing with mixer {name}; leave it out")
             else:
                 try:
@@ -172,7 +165,7 @@ class Study:
         unused = {
             name: declared(RunSettings)[name].default
             for name in (*_OF_MIXER, "objective_weights", "replay_by")
-            if not _uses(kind, name)
+            if name not in used_settings(kind)
         }
         return replace(self.studied, **unused | changed).anchored(kind.files)
 
