@@ -73,6 +73,11 @@ class SingleRun:
         return ["proxy-train", *begin, *counts, "--out", str(self.out)]
 
 
+def stem_of(label: str) -> str:
+    """Returns what the files of runs with this label begin with."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", label)
+
+
 def options_of(settings: RunSettings) -> list[str]:
     """Returns the options that give these settings, without those at their defaults."""
     words = []
@@ -112,7 +117,7 @@ class Study:
                     f"--against {given}: {label} is in the study already; leave it out, or rename the file"
                 )
             self.by_label[label] = baseline
-        files = {label: re.sub(r"[^A-Za-z0-9._+-]", "_", label) for label in self.by_label}
+        files = {label: stem_of(label) for label in self.by_label}
         if len(set(files.values())) < len(files):
             raise UsageError("the names of two schedules of --against differ in special characters only; rename one")
         self.runs = [

@@ -21,9 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from acodm_cli.corpus.embedded import train_tokenizer
-from acodm_cli.corpus.readers import PLAIN
+from acodm_cli.corpus.readers import PLAIN, read_documents
 from acodm_cli.corpus.sources import FileSource, plan_corpus
-from tests.benchmarks.sample_efficiency import head
 
 CHARACTERS = 400_000
 SCARCE, SCARCE_CHARACTERS = "github", 160_000
@@ -49,6 +48,17 @@ def mmlu(path: Path) -> tuple[list[str], list[str]]:
             for question, *choices, letter in csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline="")):
                 found[split].append(f"{question}\nAnswer: {choices['ABCD'.index(letter)]}")
     return found["dev"], found["test"]
+
+
+def head(source: FileSource, characters: int) -> list[str]:
+    """The first documents of a source, until they have more than so many characters."""
+    texts: list[str] = []
+    for file in source.train:
+        for document in read_documents(file, source.fields):
+            if sum(map(len, texts)) > characters:
+                return texts
+            texts.append(document.text[:40_000])
+    return texts
 
 
 def write_texts(texts: Iterable[str], path: Path) -> None:

@@ -27,10 +27,9 @@ import numpy as np
 import pandas as pd
 
 from acodm_cli.display.style import colour_of
-from acodm_cli.schedule.evidence import mean_and_interval
+from acodm_cli.schedule.evidence import mean_and_interval, share_to_best
 from acodm_cli.schedule.schedule import Schedule
 from tests.benchmarks.environment import COMMIT, RESULTS, save
-from tests.benchmarks.sample_efficiency import calmness, steps_to
 
 MIXERS = ["natural", "uniform", "importance", "hand", "dga", "ac-odm"]
 HAND = {
@@ -199,11 +198,12 @@ def rows_of(study: Study, mixer: str, seed: int) -> pd.DataFrame:
     steps_R, bits_R = curve(schedule, study.options.target)
     _, loss_R = curve(schedule, study.options.target, "loss")
     mean_K = schedule.weights_SK.mean(axis=0)
+    later_SK = schedule.weights_SK[len(schedule) // 10 :]
     largest = ", ".join(f"{schedule.domains[k]} {mean_K[k]:.2f}" for k in np.argsort(-mean_K)[:3])
     fields = {
         "mixer": study.named(mixer), "seed": seed, "cost": study.cost(mixer), "mean_weights": largest,
         "commit": COMMIT, "settings": json.dumps(schedule.info["mixer"]),
-        **calmness(schedule),
+        "l1_change_median": float(np.median(np.abs(np.diff(later_SK, axis=0)).sum(axis=1))),
     }  # fmt: skip
     return pd.DataFrame({"step": steps_R, "bits_per_byte": bits_R, "loss": loss_R, **fields})
 
@@ -227,13 +227,15 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
         }  # fmt: skip
         for other in AGAINST:
             paired = [seed for seed in seeds if (other, seed) in curves]
-            shares = []
+            shares: list[float | None] = []
             for seed in paired:
                 theirs, ours = curves[other, seed]["bits_per_byte"], curves[mixer, seed]["bits_per_byte"]
-                reached = steps_to(float(theirs.min()), ours.index.to_numpy(), ours.to_numpy())
-                shares.append(reached / float(theirs.index[int(theirs.argmin())]))
+                shares.append(
+                    share_to_best(ours.index.to_numpy(), ours.to_numpy(), theirs.index.to_numpy(), theirs.to_numpy())
+                )
+            reached = [share for share in shares if share is not None]
             row[f"steps_to_{other}"] = (
-                None if not shares else "never" if np.isnan(shares).any() else float(np.mean(shares))
+                None if not shares else float(np.mean(reached)) if len(reached) == len(shares) else "never"
             )
             row[f"difference_to_{other}"], row[f"interval_{other}"] = paired_difference(
                 np.array([

@@ -1,60 +1,62 @@
 from __future__ import annotations
 
-import math
+import gzip
+import json
+from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from tests.benchmarks.sample_efficiency import hindsight, steps_to, summary
-
-
-def runs() -> pd.DataFrame:
-    """Two domains, validated at steps 10 and 20; uniform ends at perplexities 4 and 8, mean 6; ours is 10% below at each seed."""
-    rows = []
-    for mixer, factor in (("uniform", 1.0), ("ac-odm", 0.9)):
-        for seed, scale in ((0, 1.0), (1, 1.1)):
-            for step, perplexities in ((10, (8.0, 12.0)), (20, (4.0, 8.0))):
-                for domain, value in zip(("a", "b"), perplexities, strict=True):
-                    calm = dict.fromkeys(
-                        ("l1_change_median", "entropy_least", "weight_least", "weight_most", "at_floor"), 0.1
-                    )
-                    loss = math.log(value * factor * scale)
-                    rows.append({"mixer": mixer, "seed": seed, "step": step, "domain": domain, "validation_loss": loss, **calm})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def test_steps_to_a_target() -> None:
-    steps, values = np.array([10, 20, 30]), np.array([9.0, 5.0, 6.0])
-    assert steps_to(7.0, steps, values) == pytest.approx(15.0)
-    assert steps_to(9.5, steps, values) == 10.0
-    assert math.isnan(steps_to(4.0, steps, values))
+from acodm_cli.corpus.embedded import train_tokenizer
+from acodm_cli.schedule.info import Evidence, StudiedCurve
+from tests.benchmarks.sample_efficiency import JUNK, REAL, SCARCE, SCARCE_CHARACTERS, junk, scarce, table_of
 
 
 def test_table_by_hand() -> None:
-    uniform, ours = summary(runs())
-    assert uniform["perplexity"] == pytest.approx((6.0 + 6.6) / 2)
-    assert uniform["perplexity_sd"] == pytest.approx(0.6 / math.sqrt(2))
-    assert ours["perplexity"] == pytest.approx(0.9 * uniform["perplexity"])
-    assert (ours["below_uniform"], ours["below_uniform_sd"]) == pytest.approx((10.0, 0.0))
-    assert uniform["steps_to_uniform"] == pytest.approx(1.0)
-    # From 9 at step 10 to 5.4 at step 20, 6 is reached at 18.33.
+    curves = (
+        StudiedCurve("ac-odm", (10, 20), ((9.0, 5.4), (9.9, 5.94)), 40),
+        StudiedCurve("natural", (10, 20), ((12.0, 8.0), (13.0, 8.8)), 40),
+        StudiedCurve("uniform", (10, 20), ((10.0, 6.0), (11.0, 6.6)), 40),
+    )
+    evidence = Evidence("perplexity", "ac-odm", "ac-odm", False, None, (0, 1), 120, (), curves, "", "", "")
+    ours, uniform, natural, oracle = table_of(evidence, {"ac-odm": 1.0, "uniform": 2.0, "natural": 3.0})
+    assert [ours["mixer"], uniform["mixer"], natural["mixer"]] == ["ac-odm", "uniform", "natural"]
+    assert ours["perplexity"] == pytest.approx(5.67)
+    assert (ours["difference_to_uniform"], ours["interval_uniform"]) == pytest.approx((-10.0, 0.0), abs=1e-9)
+    # From 9 at step 10 to 5.4 at step 20, 6 is reached at 18.33; of the other seed alike.
     assert ours["steps_to_uniform"] == pytest.approx((10 + 10 * 3 / 3.6) / 20)
-    assert ours["steps_to_odm"] is None
-    assert ours["steps_to_natural"] is None
-    assert ours["worst_domain"] == "b"
+    assert natural["steps_to_uniform"] is None
+    assert (ours["nats"], natural["nats"]) == (1.0, 3.0)
+    assert oracle == {**uniform, "mixer": "oracle (uniform)"}
 
 
-def test_hindsight_finds_the_slopes_of_losses_that_follow_its_law() -> None:
-    slopes, rows = {"a": 0.2, "b": 0.6}, []
-    for mixer, weight_of_a in (("uniform", 0.5), ("x", 0.3), ("y", 0.8)):
-        for seed in (0, 1):
-            for step in (10, 20):
-                for domain, weight in (("a", weight_of_a), ("b", 1 - weight_of_a)):
-                    loss = 2 + seed - slopes[domain] * math.log(weight) + (20 - step)
-                    rows.append({"mixer": mixer, "seed": seed, "step": step, "domain": domain, "weight": weight, "validation_loss": loss})  # fmt: skip
-    weights = hindsight(pd.DataFrame(rows))
-    # The median of six losses lies between seed 0's highest and seed 1's lowest, at the geometric mean of those weights.
-    odds = 0.6 * (0.2 * 0.7) ** (-0.6 / 2) / (0.2 * (0.3 * 0.8) ** (-0.2 / 2))
-    assert weights["b"] == pytest.approx(0.95 * odds / (1 + odds) + 0.025)
-    assert weights.sum() == pytest.approx(1.0)
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder per domain of the studies, with 40,000 characters each."""
+    for name in {*REAL, *SCARCE}:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for part in ("train", "validation"):
+            with gzip.open(tmp_path / "data" / name / f"{part}.jsonl.gz", "wt") as file:
+                file.writelines(
+                    json.dumps({"text": f"{name} {part} {number} " + "word " * 80}) + "\n" for number in range(100)
+                )
+    return tmp_path / "data"
+
+
+def test_scarce_domains_are_cut_to_the_character(data: Path, tmp_path: Path) -> None:
+    manifest = scarce(data, tmp_path)
+    for name in SCARCE:
+        assert f'files = ["{name}.jsonl"]' in manifest
+        texts = [json.loads(line)["text"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        assert sum(map(len, texts)) == SCARCE_CHARACTERS
+    assert manifest.count("[domains.") == len({*REAL, *SCARCE})
+
+
+def test_junk_has_no_held_out_text_of_its_own_and_shuffles_tokens(data: Path, tmp_path: Path) -> None:
+    train_tokenizer(["wikipedia_en train word 0123456789 " * 50]).save(str(tmp_path / "tokenizer.json"))
+    manifest = junk(data, tmp_path)
+    assert manifest.count("[domains.") == len(REAL) + len(JUNK)
+    assert manifest.count("validation = ") == len(REAL)
+    shuffled = "".join(json.loads(line)["text"] for line in (tmp_path / "shuffled.jsonl").read_text().splitlines())
+    written = "".join(f"wikipedia_en train {number} " + "word " * 80 for number in range(100))
+    assert sorted(shuffled) == sorted(written)
+    assert shuffled != written
