@@ -157,8 +157,9 @@ def once(out: Path, mixer: str, steps: int, *options: object) -> Path:
 
 def found_before(folder: Path, study: Study, steps: int, common: list[object]) -> dict[str, Path]:
     """The schedules of static mixtures that runs of seed 0 find: DoReMi's mean weights, and the best of a swarm in short runs."""
-    natural = once(folder / "natural.parquet", "natural", steps, *common)
-    reference = ["--mixer-option", f"reference={natural}"]
+    model = folder / "natural.model"
+    once(folder / "natural.parquet", "natural", steps, *common, "--save-model", model)
+    reference = ["--mixer-option", f"reference={model}"]
     doremi, mean = once(folder / "doremi.parquet", "doremi", steps, *reference, *common), folder / "doremi-mean.parquet"
     if not mean.exists():
         acodm("inspect", doremi, "--average", "--out", mean)
