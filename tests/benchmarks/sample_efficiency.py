@@ -130,7 +130,7 @@ PARTS_OF_PAPER = [
 STUDIES = {
     "embedded": Study(RIVALS),
     "domains": Study(RIVALS, make=domains),
-    "scarce": Study(["ac-odm", *RIVALS], ("--prior", "natural", "--guide", "domains"), scarce),
+    "scarce": Study(["ac-odm:guide=domains", *RIVALS], ("--prior", "natural"), scarce),
     "junk": Study(RIVALS, tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0")), junk),
     "parts": Study(["natural", "uniform", *(f"ac-odm:{part}" for part in PARTS_OF_DEFAULT)]),
     "paper": Study(
