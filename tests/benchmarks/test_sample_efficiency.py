@@ -8,7 +8,19 @@ import pytest
 
 from acodm_cli.corpus.embedded import train_tokenizer
 from acodm_cli.schedule.info import Evidence, StudiedCurve
-from tests.benchmarks.sample_efficiency import JUNK, REAL, SCARCE, SCARCE_CHARACTERS, junk, scarce, table_of
+from tests.benchmarks.sample_efficiency import (
+    FOUND,
+    JUNK,
+    REAL,
+    SCARCE,
+    SCARCE_CHARACTERS,
+    SHAPE,
+    STUDIES,
+    junk,
+    scarce,
+    table_of,
+)
+from tests.command_line import acodm
 
 
 def test_table_by_hand() -> None:
@@ -27,6 +39,16 @@ def test_table_by_hand() -> None:
     assert natural["steps_to_uniform"] is None
     assert (ours["nats"], natural["nats"]) == (1.0, 3.0)
     assert oracle == {**uniform, "mixer": "oracle (uniform)"}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_one_that_acodm_takes(name: str, tmp_path: Path) -> None:
+    study = STUDIES[name]
+    against = [rival for rival in study.against if rival not in FOUND]
+    of_study = [*study.options, "--seeds", "0,1", "--against", ",".join(against)]
+    printed = acodm("proxy-train", *SHAPE, *of_study, "--print-commands", "--out", tmp_path / "out.parquet")
+    assert printed.code == 0, printed.stderr
+    assert len(printed.stdout.splitlines()) == 2 * (len(against) + 1)
 
 
 @pytest.fixture
