@@ -36,8 +36,12 @@ PLOTS = {
     "target": Plot("held-out text of targets", "bits per byte", (TARGETS,), sparse=True),
     "epochs": Plot("repetition by domain", "epochs: how often each sequence was seen", ("samples",)),
     "entropy": Plot("entropy of the weights", "nats", ("entropy",)),
-    "evidence": Plot("validation of all mixers of the study, mean over seeds", "", (), sparse=True),
+    "evidence": Plot(
+        "mixers of the study on validation text, mean over seeds, after the first fifth", "", (), sparse=True
+    ),
 }
+# The share of a study's steps in which all mixers fall so fast that no difference between them can be seen.
+STEEP = 0.2
 
 
 def plot_of(what: str) -> Plot:
@@ -153,7 +157,8 @@ def _evidence(schedule: Schedule, points: int) -> Series:
     evidence = schedule.run.evidence
     if evidence is None or not evidence.curves:
         raise UsageError("this schedule has no evidence to plot; proxy-train with --seeds and --against makes some")
-    steps = sorted({step for curve in evidence.curves for step in curve.steps})
+    of_all = sorted({step for curve in evidence.curves for step in curve.steps})
+    steps = [step for step in of_all if step >= STEEP * of_all[-1]]
     step_R = np.array(
         [steps[at] for at in np.unique(np.linspace(0, len(steps) - 1, min(points, len(steps))).astype(int))]
     )

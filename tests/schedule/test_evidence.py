@@ -124,6 +124,11 @@ def test_long_curves_are_thinned_to_their_ends() -> None:
     assert (curve.steps[0], curve.steps[-1]) == (1, 700)
     assert all(before < after for before, after in pairwise(curve.steps))
     assert curve.values[0][-1] == pytest.approx(100, rel=1e-5)
+    drawn = series(
+        replace(run_with([2.0, 1.0]), info={"evidence": json.loads(json.dumps(asdict(found)))}), "evidence", 50
+    )
+    assert 140 <= drawn.step_R[0] < 160, "where the first fifth ends"
+    assert drawn.step_R[-1] == 700
 
 
 def test_targets_are_judged_by_the_objective() -> None:
