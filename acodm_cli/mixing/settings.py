@@ -39,8 +39,9 @@ class MixingSettings:
     them, OLD= leaves it out, =NEW is a domain that the schedule lacks."""
 
     prior: Prior = setting("given", commands=("proxy-train",))
-    """The weights to start from and to explore around. importance: those that make the targets' text most likely, by the bigrams
-    of the domains. given: the manifest's; without them importance if targets guide ac-odm, else uniform."""
+    """The weights to start from and to explore around. natural: by tokens. importance: those that make the targets' text most likely,
+    by the bigrams of the domains. Both hold 5% of uniform weights. given: the manifest's; without them importance if targets guide
+    ac-odm, else uniform."""
 
     objective_weights: dict[str, str] | None = setting(None, flag="--objective-weight")
     """How much a domain's loss counts in what the mixture is for: NAME=2, or 0. Default: 1. With targets, theirs count instead."""

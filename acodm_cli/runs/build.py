@@ -68,8 +68,9 @@ ALONE = Ranks()
 # The settings of guide passes, and which share of the batch a pass has by default.
 GUIDE = ("guide", "target_balance", "guide_every", "guide_sequences")
 GUIDE_SHARE = 16
-# The share of uniform weights in the prior that targets give, so that every domain is drawn sometimes.
-IMPORTANCE_UNIFORM = 0.05
+# The share of uniform weights in a prior that text decides (`importance`, `natural`), so that every domain is drawn sometimes: of one
+# that is never drawn, nothing is learned.
+PRIOR_UNIFORM = 0.05
 # The share of what must not be forgotten in the prior, where nobody gave one.
 KEPT_SHARE = 0.25
 
@@ -298,9 +299,7 @@ def _importance(
     if not texts:
         return None
     shares_J = objective.shares(len(texts))
-    return cache(
-        lambda: ranks.shared(lambda: with_uniform(likeliest_mixture(corpus, texts, shares_J), IMPORTANCE_UNIFORM))
-    )
+    return cache(lambda: ranks.shared(lambda: with_uniform(likeliest_mixture(corpus, texts, shares_J), PRIOR_UNIFORM)))
 
 
 def _prior(
@@ -321,7 +320,7 @@ def _prior(
             raise UsageError("--prior importance is for targets; name one with --target, or leave it out")
         return importance()
     if settings.prior == "natural":
-        return natural_weights(corpus.upsampled_tokens_K)
+        return with_uniform(natural_weights(corpus.upsampled_tokens_K), PRIOR_UNIFORM)
     if settings.prior == "given" and corpus.weights:
         return natural_weights(np.array([corpus.weights[name] for name in corpus.names]))
     kept_K = np.isin(corpus.names, kept)

@@ -133,7 +133,7 @@ QUICKER = ["ac-odm:step_size=0.3", "ac-odm:anchor=0"]
 STUDIES = {
     "embedded": Study(RIVALS),
     "domains": Study(RIVALS, make=domains),
-    "scarce": Study(["ac-odm:guide=domains", *RIVALS], ("--prior", "natural"), scarce),
+    "scarce": Study(["ac-odm:guide=domains", "ac-odm:prior=uniform", *RIVALS], ("--prior", "natural"), scarce),
     "junk": Study(
         [*RIVALS, *QUICKER], tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0")), junk
     ),

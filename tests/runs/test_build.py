@@ -43,6 +43,15 @@ def test_trains_without_files(corpus: Corpus, tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
+def test_a_natural_prior_leaves_no_domain_undrawn(corpus: Corpus) -> None:
+    """5% of it are uniform; the mixer `natural` draws by tokens alone."""
+    tokens_K = corpus.upsampled_tokens_K / corpus.upsampled_tokens_K.sum()
+    found = build_run(replace(SMALL, prior="natural"), corpus=corpus)
+    np.testing.assert_allclose(found.prior_K, 0.95 * tokens_K + 0.05 / len(tokens_K))
+    static = next(build_run(replace(SMALL, mixer="natural"), corpus=corpus).steps())
+    np.testing.assert_allclose(static.weights_K, tokens_K)
+
+
 def test_the_policy_can_be_had_on_the_way(corpus: Corpus) -> None:
     """Freezing the policy changes nothing of what comes after."""
     calm, curious = build_run(SMALL, corpus=corpus), build_run(SMALL, corpus=corpus)
