@@ -36,14 +36,23 @@ def stop_at_step(step: int, number: signal.Signals, *arguments: object) -> tuple
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "code", "options"),
+    [
+        (signal.SIGTERM, 143, []),
+        (signal.SIGINT, 130, []),
+        # The sketch looks at a quarter of the tokens, drawn anew in each step.
+        (signal.SIGUSR1, 138, ["--alignment-tokens", 64, "--micro-batch", 3]),
+    ],
+)
 def test_resumed_run_equals_the_uninterrupted_one(
-    number: signal.Signals, code: int, small: list[object], tmp_path: Path
+    number: signal.Signals, code: int, options: list[object], small: list[object], tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
-    assert acodm("proxy-train", "--steps", 60, "--out", whole, *small).code == 0
+    how = ["proxy-train", "--steps", 60, *options, *small]
+    assert acodm(*how, "--out", whole).code == 0
 
-    exit_code, said = stop_at_step(30, number, "proxy-train", "--steps", 60, "--out", parts, *small)
+    exit_code, said = stop_at_step(30, number, *how, "--out", parts)
     assert exit_code == code, said
     stopped = re.search(r"stopped at step (\d+) of 60, state saved; continue with: (.*)", said)
     assert stopped is not None, said

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from acodm_cli.alignment.probe import select_layers
+from acodm_cli.alignment.sketch import SketchProbe
 from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.engine.estimate import flops_per_token
 from acodm_cli.engine.models import build_model, model_config
@@ -37,7 +38,9 @@ def make_trainer(
     micro_batch: int = 8,
     model: str = "pythia-14m",
     compiled: bool = False,
+    sketched: int | None = None,
 ) -> Trainer:
+    """sketched: the least number of tokens that the sketch looks at in a step; None for exact gradients, of all tokens."""
     settings = RunSettings(
         model=model,
         steps=steps,
@@ -51,7 +54,8 @@ def make_trainer(
         device="cpu",
         dtype="fp32",
         compile="on" if compiled else "off",
-        alignment="exact",
+        alignment="sketch" if sketched else "exact",
+        alignment_tokens=sketched or RunSettings.alignment_tokens,
     )
     return build_run(settings, corpus=corpus, mixer=mixer, warn=lambda _: None).trainer
 
@@ -97,20 +101,26 @@ def test_micro_batches_change_nothing(corpus: Corpus) -> None:
         assert np.allclose(whole.weights_K, parts.weights_K, atol=1e-3)
 
 
-def test_state_continues_bit_for_bit(corpus: Corpus) -> None:
-    def learner() -> AcOdmLearner:
-        return AcOdmLearner(uniform_weights(4), DEFAULT, seed=0)
+@pytest.mark.parametrize("sketched", [None, 64])
+def test_state_continues_bit_for_bit(corpus: Corpus, sketched: int | None) -> None:
+    """Also where the sketch looks at a quarter of the tokens, which are drawn in each step, of three micro-batches."""
 
-    whole = make_trainer(corpus, learner(), steps=24)
+    def trainer() -> Trainer:
+        learner = AcOdmLearner(uniform_weights(4), DEFAULT, seed=0)
+        return make_trainer(corpus, learner, steps=24, micro_batch=3 if sketched else 8, sketched=sketched)
+
+    whole, first, second = trainer(), trainer(), trainer()
     expected = list(whole.steps())
-    first = make_trainer(corpus, learner(), steps=24)
+    drawn = whole.probe.tokens if isinstance(whole.probe, SketchProbe) else None
+    assert (None if drawn is None else drawn.positions_Bk.numel()) == sketched
     for event in first.steps():
         if event.step == 15:
             break
-    second = make_trainer(corpus, learner(), steps=24)
     second.load_state_dict(first.state_dict())
     for resumed, original in zip(second.steps(), expected[15:], strict=True):
         assert resumed.train_loss == original.train_loss
+        assert resumed.interaction_energy == original.interaction_energy
+        assert resumed.self_energy == original.self_energy
         assert np.array_equal(resumed.weights_K, original.weights_K)
     for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
