@@ -43,7 +43,9 @@ VALIDATIONS = 12
 SHAPE = ["--model", "pythia-14m", "--seq-len", "128", "--dtype", "bf16"]
 AGAINST = ("natural", "uniform")
 FOUND = ("doremi-mean", "swarm-best")
-STATIC = ("natural", "uniform", "temperature", *FOUND)
+# What someone would write down who knows what is worthless: nothing of it, and the rest alike.
+LEFT_OUT = "left-out"
+STATIC = ("natural", "uniform", "temperature", LEFT_OUT, *FOUND)
 RIVALS = ["natural", "uniform", "odm", *FOUND, "temperature", "ado", "ac-odm:agent=paper"]
 # Uniform weights draw 300 x 16 x 128 / 13 tokens of each; so many characters are about 3,100.
 SCARCE, SCARCE_CHARACTERS = ("freelaw", "github", "pubmed_abstracts"), 9_000
@@ -113,6 +115,8 @@ def junk(data: Path, work: Path) -> str:
     coded = [base64.b64encode(rng.randbytes(3000)).decode() for _ in range(JUNK_CHARACTERS // 4000)]
     for name, of_domain in zip(JUNK, (shuffled, notices, coded), strict=True):
         write_texts(of_domain, work / f"{name}.jsonl")
+    lines = [*(f"0,{name},{1 / len(REAL)}" for name in REAL), *(f"0,{name},0" for name in JUNK)]
+    (work / f"{LEFT_OUT}.csv").write_text("\n".join(["progress,domain,weight", *lines]) + "\n")
     return "".join([domain(name, *found[name]) for name in REAL] + [domain(name, f"{name}.jsonl") for name in JUNK])
 
 
@@ -252,9 +256,10 @@ def run(name: str, o: argparse.Namespace) -> None:
             manifest.write_text(study.make(o.data, folder))
         common += ["--data", manifest, "--tokenizer", tokenizer]
     against = [rival for rival in study.against if o.rivals is None or rival in o.rivals]
+    schedules = {LEFT_OUT: folder / f"{LEFT_OUT}.csv"}
     if not set(FOUND).isdisjoint(against):
-        found = found_before(folder, study, o.steps, common)
-        against = [str(found.get(rival, rival)) for rival in against]
+        schedules |= found_before(folder, study, o.steps, common)
+    against = [str(schedules.get(rival, rival)) for rival in against]
     out = folder / "study.parquet"
     acodm(
         "proxy-train", *common, "--steps", o.steps, *study.options, "--seeds", o.seeds, "--against", ",".join(against),

@@ -8,9 +8,11 @@ import pytest
 
 from acodm_cli.corpus.embedded import train_tokenizer
 from acodm_cli.schedule.info import Evidence, StudiedCurve
+from acodm_cli.schedule.schedule import Schedule
 from tests.benchmarks.sample_efficiency import (
     FOUND,
     JUNK,
+    LEFT_OUT,
     REAL,
     SCARCE,
     SCARCE_CHARACTERS,
@@ -44,7 +46,7 @@ def test_table_by_hand() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_is_one_that_acodm_takes(name: str, tmp_path: Path) -> None:
     study = STUDIES[name]
-    against = [rival for rival in study.against if rival not in FOUND]
+    against = [rival for rival in study.against if rival not in (*FOUND, LEFT_OUT)]
     of_study = [*study.options, "--seeds", "0,1", "--against", ",".join(against)]
     printed = acodm("proxy-train", *SHAPE, *of_study, "--print-commands", "--out", tmp_path / "out.parquet")
     assert printed.code == 0, printed.stderr
@@ -78,6 +80,9 @@ def test_junk_has_no_held_out_text_of_its_own_and_shuffles_tokens(data: Path, tm
     manifest = junk(data, tmp_path)
     assert manifest.count("[domains.") == len(REAL) + len(JUNK)
     assert manifest.count("validation = ") == len(REAL)
+    schedule = Schedule.load(str(tmp_path / f"{LEFT_OUT}.csv"))
+    for name, weight in zip(schedule.domains, schedule.weights_SK[0], strict=True):
+        assert weight == pytest.approx(1 / len(REAL) if name in REAL else 0)
     shuffled = "".join(json.loads(line)["text"] for line in (tmp_path / "shuffled.jsonl").read_text().splitlines())
     written = "".join(f"wikipedia_en train {number} " + "word " * 80 for number in range(100))
     assert sorted(shuffled) == sorted(written)
