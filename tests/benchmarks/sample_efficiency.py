@@ -139,7 +139,9 @@ STUDIES = {
     "domains": Study(RIVALS, make=domains),
     "scarce": Study(["ac-odm:guide=domains", "ac-odm:prior=uniform", *RIVALS], ("--prior", "natural"), scarce),
     "junk": Study(
-        [*RIVALS, *QUICKER], tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0")), junk
+        [*RIVALS, *QUICKER, LEFT_OUT],
+        tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0")),
+        junk,
     ),
     "parts": Study(["natural", "uniform", *(f"ac-odm:{part}" for part in PARTS_OF_DEFAULT)]),
     "paper": Study(
@@ -255,6 +257,8 @@ def run(name: str, o: argparse.Namespace) -> None:
             train_on(o.data, tokenizer)
             manifest.write_text(study.make(o.data, folder))
         common += ["--data", manifest, "--tokenizer", tokenizer]
+    if unknown := set(o.rivals or ()) - set(study.against):
+        raise SystemExit(f"{name} has no {', '.join(sorted(unknown))}; it has {', '.join(study.against)}")
     against = [rival for rival in study.against if o.rivals is None or rival in o.rivals]
     schedules = {LEFT_OUT: folder / f"{LEFT_OUT}.csv"}
     if not set(FOUND).isdisjoint(against):
