@@ -26,6 +26,8 @@ class MappedMixer(Mixer):
     So domains that are split look as they would in one piece. A domain that is left out has n_m = 0, and for ℓ_m the mean of the
     others, because the loss of a model that never learned it would be unlike any that the mixer knows. New domains are not seen.
 
+    A mixer that is open loop is asked for the next step's weights before this step is over, and takes no note of it.
+
     inner: the mixer, which must not need the gradients of domains or a reference model. losses_M: ℓ as it saw them last. weights_M:
     α, of the last step.
     """
@@ -36,6 +38,7 @@ class MappedMixer(Mixer):
         self.inner = inner
         self.map = domain_map
         self.name, self.own, self.depths = inner.name, inner.own, inner.depths
+        self.open_loop = inner.open_loop
         self.files, self.uses = inner.files, inner.uses  # type: ignore[misc]
         self.weights_M = np.ones(len(domain_map.parts))
         self.losses_M: Array | None = None
@@ -61,6 +64,8 @@ class MappedMixer(Mixer):
         return self.map.divided(self.weights_M)
 
     def observe(self, feedback: Feedback) -> Report:
+        if self.open_loop:
+            return Report()
         seen = self._seen(feedback.next_observation)
         before, samples_M = self.observation, seen.samples_K
         return self.inner.observe(Feedback(before, self.weights_M, samples_M, None, None, None, seen))

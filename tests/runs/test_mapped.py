@@ -67,12 +67,16 @@ def test_a_schedule_of_five_domains_drives_seven(mode: str, learned: Path, corpu
         assert build_run(applied(tmp_path / "a.parquet", "policy"), corpus=seven).mixer.name == "policy"
 
 
-@pytest.mark.parametrize("mode", ["policy", "online"])
+@pytest.mark.parametrize("mode", ["replay", "policy", "online"])
 def test_a_mapped_run_resumes_exactly(mode: str, learned: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """Also a replay, whose batches are drawn ahead, and which is the same as without that."""
     other = corpus_of(corpus, "web_a web_b text law new")
     forms = {"web": "web_a+web_b", "books": "text", "wiki": "text", "code": "", "": "new"}
     settings = applied(learned, mode, **forms)
-    expected = [event.train_loss for event in build_run(settings, corpus=other).steps()]
+    whole = build_run(settings, corpus=other)
+    assert whole.mixer.open_loop == (mode == "replay")
+    whole.mixer.open_loop = False
+    expected = [event.train_loss for event in whole.steps()]
     folder = RunFolder(tmp_path / "a.parquet")
     with folder.locked():
         run = build_run(settings, corpus=other)
