@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from acodm_cli.engine.device import Compute
-from acodm_cli.engine.loss import CHUNK_BYTES
+from acodm_cli.engine.loss import CHUNK_BYTES, token_losses
 from acodm_cli.engine.settings import FsdpAccumulate
 from acodm_cli.limits import memory_of_this_job
 
@@ -32,8 +32,9 @@ FRAGMENTATION = 1.06
 class MemoryEstimate:
     """The memory of a run, in bytes. weights, optimizer: of all parameters, or of this rank's shard. gradients: those that are
     there when a backward pass ends. accumulated: those of earlier micro-batches, or their buffers, that are there when one begins.
-    gathered: what a sharded model has in one piece when a backward pass begins. head: the gradient of the unembedding. activations:
-    what the backward pass of a micro-batch needs. loss: pieces of logits.
+    gathered: what a sharded model has in one piece when a backward pass begins. head: the gradient of the unembedding, if it is there
+    when the loss is done. activations:
+    what the backward pass of a micro-batch needs. loss: pieces of logits, or the whole of them with their gradients.
     libraries: their workspaces. checkpoint:
     the copy of the state from which a checkpoint is written while training goes on; 0 if there is no room for it, or if it is
     not on the device that trains."""
@@ -72,16 +73,24 @@ def estimate_memory(
     shards: int = 1,
     fsdp_accumulate: FsdpAccumulate = "whole",
     buffers: bool = False,
+    compiled: bool = False,
+    whole_logits: bool = False,
 ) -> MemoryEstimate:
     """Estimates the memory of a run with these micro-batches, without its gradient probe and validation.
 
     accumulates: whether a step has several micro-batches. checkpointing: of activations. shards: the ranks over which weights,
-    gradients and optimiser state are spread. buffers: whether ddp has buffers for all gradients."""
-    weights, head, largest_block, activations = _count(config, micro_batch, seq_len, compute, checkpointing)
-    tokens, chunk = micro_batch * seq_len, CHUNK_BYTES[compute.device.type]
-    logits = min(chunk, FP32 * tokens * config.vocab_size)
-    # In bf16, there are the product, its copy in fp32, and the gradient in bf16.
-    copies = 1 if compute.dtype == torch.float32 else 2
+    gradients and optimiser state are spread. buffers: whether ddp has buffers for all gradients. compiled: whether the loss is.
+    whole_logits: whether a probe needs the model's own logits, all at once; they are there in any case if the unembedding is not a plain
+    product."""
+    weights, head, largest_block, activations, kept_of_logits = _count(
+        config, micro_batch, seq_len, compute, checkpointing, whole_logits
+    )
+    if kept_of_logits:
+        # When the backward pass begins, there are also the gradients of the log-probabilities and of the logits. Both are gone when
+        # there is that of the unembedding.
+        loss, head_when_done = kept_of_logits + max(2 * FP32 * micro_batch * seq_len * config.vocab_size, head), 0
+    else:
+        loss, head_when_done = _in_pieces(config, micro_batch * seq_len, head, compute, compiled), head
     gathered = sent = 0
     if shards > 1:
         # There are the embeddings, two blocks, and the gradients of a block: as computed, in the order of the ranks, and in gloo's copy.
@@ -97,13 +106,26 @@ def estimate_memory(
         gradients=weights // shards + sent,
         optimizer=2 * weights // shards,
         gathered=gathered,
-        head=head,
+        head=head_when_done,
         activations=activations,
-        loss=copies * logits + 2 * FP32 * tokens * config.hidden_size,
+        loss=loss,
         libraries=LIBRARIES_BYTES,
         # What ddp does not send yet lies outside of its buffers.
         accumulated=accumulates * weights // (shards if fsdp_accumulate == "sharded" else 1) + buffers * weights,
     )
+
+
+def _in_pieces(config: Any, tokens: int, head: int, compute: Compute, compiled: bool) -> int:
+    """Returns the bytes that `LinearCrossEntropy` takes at most, without the gradient of the unembedding. head: those of the
+    unembedding."""
+    logits = min(CHUNK_BYTES[compute.device.type], FP32 * tokens * config.vocab_size)
+    hidden = FP32 * tokens * config.hidden_size
+    if compute.dtype == torch.float32:
+        # The gradient by the logits takes their place, unless it comes out of a compiled kernel.
+        return (2 if compiled else 1) * logits + 2 * hidden
+    # In bf16, there are the product and the gradient of it, and between them a copy in fp32 that a compiled kernel does not make; and
+    # hidden states, unembedding and a part of its gradient once more.
+    return (1 if compiled else 2) * logits + 2 * hidden + hidden // 2 + head
 
 
 def weight_bytes(config: Any) -> int:
@@ -116,14 +138,19 @@ def weight_bytes(config: Any) -> int:
 
 
 def _count(
-    config: Any, micro_batch: int, seq_len: int, compute: Compute, checkpointing: bool
-) -> tuple[int, int, int, int]:
-    """Returns the bytes of (all weights, the unembedding, the largest block, the activations that are kept)."""
+    config: Any, micro_batch: int, seq_len: int, compute: Compute, checkpointing: bool, whole_logits: bool
+) -> tuple[int, int, int, int, int]:
+    """Returns the bytes of (all weights, the unembedding, the largest block, the activations that are kept, and what the loss keeps of
+    the whole logits; 0 if it makes them in pieces)."""
     import transformers
 
     from acodm_cli.engine.models import transformer_blocks
 
     kept: dict[int, tuple[Any, int]] = {}
+    of_backbone = 0
+    # What the backbone gives, what the unembedding takes and gives, and what the model gives.
+    passed: list[Tensor] = []
+    tokens = micro_batch * seq_len
     with FakeTensorMode(), torch.device("cpu"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
         parameters = {p.untyped_storage()._cdata: p.numel() * FP32 for p in model.parameters()}
@@ -134,24 +161,38 @@ def _count(
                 kept[storage._cdata] = (storage, storage.nbytes())
             return tensor
 
+        def leave_backbone(module: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal of_backbone
+            of_backbone = sum(size for _, size in kept.values())
+            passed.append(output[0])
+
         inputs_BT = torch.zeros(micro_batch, seq_len, dtype=torch.int64)
         autocast = torch.autocast("cpu", compute.dtype, enabled=compute.dtype != torch.float32)
-        blocks = transformer_blocks(model)
+        blocks, unembedding = transformer_blocks(model), model.get_output_embeddings()
         experts = getattr(config, "num_experts_per_tok", None)
         if not experts:
+            model.base_model.register_forward_hook(leave_backbone)
+            unembedding.register_forward_hook(lambda module, inputs, output: passed.extend((inputs[0], output)))
+            model.register_forward_hook(lambda module, inputs, output: passed.append(output.logits))
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
-                model.base_model(input_ids=inputs_BT, use_cache=False)
+                losses_BT = token_losses(model, inputs_BT, inputs_BT)
+            plain = isinstance(unembedding, nn.Linear) and unembedding.bias is None and model.base_model is not model
+            given, taken, made, logits = (tensor.untyped_storage()._cdata for tensor in passed)
+            whole_logits = whole_logits or not plain or given != taken or made != logits
+            del losses_BT
         largest_block = max(FP32 * sum(p.numel() for p in block.parameters()) for block in blocks)
-        head = FP32 * model.get_output_embeddings().weight.numel()
-    activations = sum(size for _, size in kept.values())
+        head = FP32 * unembedding.weight.numel()
+    activations = of_backbone
+    of_logits = sum(size for _, size in kept.values()) - of_backbone
     if experts:
         # Tokens are routed by values, which fake tensors do not have. In 16 bit, a block keeps 34 bytes per token and
-        # feature, 19 of them in its MLP (2205.05198, section 4.1).
+        # feature, 19 of them in its MLP (2205.05198, section 4.1). Their unembeddings are plain products.
         bytes_each = (15 + 19 * experts) * (2 if compute.dtype == torch.float32 else 1)
-        activations = bytes_each * micro_batch * seq_len * config.hidden_size * len(blocks)
+        activations = bytes_each * tokens * config.hidden_size * len(blocks)
+        of_logits = FP32 * tokens * config.vocab_size
     if checkpointing:  # the inputs of all blocks are kept, and the rest of one block at a time
-        activations = len(blocks) * FP32 * micro_batch * seq_len * config.hidden_size + activations // len(blocks)
-    return sum(parameters.values()), head, largest_block, activations
+        activations = len(blocks) * FP32 * tokens * config.hidden_size + activations // len(blocks)
+    return sum(parameters.values()), head, largest_block, activations, of_logits if whole_logits else 0
 
 
 def peak_memory(compute: Compute) -> int:

@@ -162,13 +162,14 @@ def build_run(
     else:
         fit_vocabulary(settings, config, trained, corpus.tokenizer)
     config.eos_token_id = corpus.tokenizer.end_of_document
-    micro_batch, memory = plan_memory(settings, config, compute, ranks)
     training = replace(
         settings,
-        micro_batch=micro_batch,
         lr=settings.lr or default_lr(config, fresh=trained is None),
         compile=_compile(settings, compute, ranks, warn),
     )
+    whole_logits = mixer.needs_gram and settings.alignment == "exact"
+    micro_batch, memory = plan_memory(training, config, compute, ranks, whole_logits)
+    training = replace(training, micro_batch=micro_batch)
     # A sharded model is built on the host, because only its shard has to fit the device.
     sharded = ranks.many and settings.parallel == "fsdp"
     with memory_errors(settings):

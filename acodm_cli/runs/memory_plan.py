@@ -21,17 +21,22 @@ from acodm_cli.errors import ResourceError
 MAX_LOGITS = 1 << 27
 
 
-def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: Ranks) -> tuple[int, MemoryEstimate]:
+def plan_memory(
+    settings: TrainSettings, config: Any, compute: Compute, ranks: Ranks, whole_logits: bool = False
+) -> tuple[int, MemoryEstimate]:
     """Returns the size of the micro-batch, and an estimate of the memory that a run with it takes.
 
     If the settings do not give the size, a rank's share of the batch is divided into the fewest equal parts that fit, and whose
     logits stay within bounds on a CPU.
+
+    settings: must say whether to compile. whole_logits: whether a probe needs the model's own logits.
 
     Raises:
         ResourceError: the run does not fit; the message says what would fit.
     """
     share = settings.batch // ranks.world_size
     shards = ranks.world_size if settings.parallel == "fsdp" else 1
+    compiled = settings.compile == "on" and compute.device.type == "cuda"
 
     def estimate(
         micro_batch: int,
@@ -42,8 +47,9 @@ def plan_memory(settings: TrainSettings, config: Any, compute: Compute, ranks: R
     ) -> MemoryEstimate:
         accumulates, buffers = micro_batch < share, ranks.many and shards == 1
         return estimate_memory(
-            of, micro_batch, accumulates, settings.seq_len, compute, checkpointing, shards, accumulate, buffers
-        )
+            of, micro_batch, accumulates, settings.seq_len, compute, checkpointing, shards, accumulate, buffers, compiled,
+            whole_logits,
+        )  # fmt: skip
 
     # Ranks that compute on the CPU of one machine share its memory. All plan with the least that any of them has,
     # because micro-batches of different sizes would make the ranks of fsdp wait for each other.

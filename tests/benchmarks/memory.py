@@ -37,7 +37,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     cuda = compute.device.type == "cuda"
     torch.randn(256, 256, device=compute.device).matmul(torch.randn(256, 256, device=compute.device)).sum().item()
     micro_batch = options.micro_batch or options.batch
-    predicted = estimate_memory(config, micro_batch, micro_batch < options.batch, options.seq_len, compute, False)
+    predicted = estimate_memory(
+        config, micro_batch, micro_batch < options.batch, options.seq_len, compute,
+        compiled=cuda and options.compile == "on", whole_logits=options.alignment == "exact",
+    )  # fmt: skip
     before = torch.cuda.memory_allocated() if cuda else status("VmRSS")
     trainer = make_trainer(options, "learning", 10)
     assert trainer.probe is not None

@@ -11,12 +11,14 @@ import gc
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from acodm_cli.engine.distributed import Ranks, joined, ranks_asked_for
 from acodm_cli.engine.trainer import StepEvent
 from acodm_cli.mixing.baselines.static import StaticMixer, uniform_weights
+from acodm_cli.mixing.mixer import Mixer
 from acodm_cli.runs.build import build_run
 from acodm_cli.runs.run import Run
 from acodm_cli.runs.settings import RunSettings
@@ -25,34 +27,37 @@ from tests.benchmarks import overhead
 MARK = "a step that is counted"
 
 
-def begun(settings: RunSettings, ranks: Ranks) -> tuple[Run, Iterator[StepEvent]]:
+def begun(settings: RunSettings, ranks: Ranks, mixer: Mixer) -> tuple[Run, Iterator[StepEvent]]:
     """A run after its first step, which makes the state of the optimiser."""
-    mixer = StaticMixer(uniform_weights(2))
     run = build_run(settings, corpus=overhead.random_corpus(2), mixer=mixer, ranks=ranks, warn=lambda _: None)
     steps = run.trainer.steps()
     next(steps)
     return run, steps
 
 
+def live_bytes(profiled: Any) -> list[tuple[int, int]]:
+    """What PyTorch's allocator has given and not got back since the profile began: at each mark, and at most from there to the next."""
+    events = profiled.profiler.kineto_results.events()
+    live, found = 0, []
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == MARK:
+            found.append((live, live))
+        elif event.name() == "[memory]":
+            live += event.nbytes()
+            found[-1:] = [(at_mark, max(most, live)) for at_mark, most in found[-1:]]
+    return found
+
+
 def count(settings: RunSettings, ranks: Ranks) -> dict[str, int]:
     """What PyTorch's allocator has given and not got back since before the model was built: the most in a step, of the three
     steps the one in which that is least, because gloo's threads may give their copies back late."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run, steps = begun(settings, ranks)
+        run, steps = begun(settings, ranks, StaticMixer(uniform_weights(2)))
         gc.collect()
         for _ in range(3):
             with record_function(MARK):
                 next(steps)
-    assert profiled.profiler is not None
-    events = profiled.profiler.kineto_results.events()
-    live, most = 0, [0]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == MARK:
-            most.append(live)
-        elif event.name() == "[memory]":
-            live += event.nbytes()
-            most[-1] = max(most[-1], live)
-    return {"predicted": run.memory.tensors, "counted": min(most[1:])}
+    return {"predicted": run.memory.tensors, "counted": min(most for _, most in live_bytes(profiled))}
 
 
 def main() -> None:
