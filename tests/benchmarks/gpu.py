@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,7 @@ import torch
 from acodm_cli.engine.device import choose_compute
 from tests.benchmarks.environment import save
 from tests.benchmarks.overhead import make_trainer
+from tests.conftest import write_corpus, write_tokenizer
 
 # The largest difference of a training loss in nats, and of other numbers as a share, of the first steps on two devices.
 TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
@@ -140,7 +143,7 @@ def correctness(device: str, tiny: bool) -> dict[str, Any]:
 
 
 def commands(device: str, tiny: bool) -> dict[str, Any]:
-    """proxy-train and apply on the embedded corpus, as a user starts them."""
+    """proxy-train and apply on the embedded corpus, as a user starts them; if tiny, on a generated one."""
     small, large, steps, shape = ("pythia-14m", "pythia-14m", "6", ["8", "32"]) if tiny else ("pythia-160m", "pythia-410m", "60", ["32", "512"])  # fmt: skip
     how = [
         "--steps",
@@ -157,6 +160,9 @@ def commands(device: str, tiny: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         proxy, target = Path(folder) / "proxy.parquet", Path(folder) / "target.parquet"
+        if tiny:
+            data, tokenizer = write_corpus(Path(folder) / "corpus"), write_tokenizer(Path(folder) / "tokenizer.json")
+            how += ["--data", str(data), "--tokenizer", str(tokenizer), "--cache-dir", str(Path(folder) / "cache")]
         for name, words in {
             "proxy-train": ["proxy-train", "--model", small, "--out", str(proxy)],
             "apply": ["apply", "--schedule", str(proxy), "--model", large, "--out", str(target)],
@@ -180,15 +186,20 @@ def carried_out(part: Part, out: Path) -> dict[str, Any]:
     if part.module != "tests.benchmarks.memory":
         command += ["--out", str(out)]
     started = time.monotonic()
+    # A session of its own, so that what the part has started ends with it, and does not take its time from the next.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=part.seconds, check=False)
-    except subprocess.TimeoutExpired as late:
-        said = (late.stderr or b"").decode(errors="replace")
-        return {"failed": f"not done in {part.seconds} s", "said": said[-TAIL:]}
+        stdout, stderr = process.communicate(timeout=part.seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        return {"failed": f"not done in {part.seconds} s", "said": (stdout + stderr)[-TAIL:]}
     seconds = time.monotonic() - started
-    if done.returncode:
-        return {"failed": f"exit code {done.returncode}", "said": (done.stdout + done.stderr)[-TAIL:]}
-    text = done.stdout.strip().splitlines()[-1] if part.module == "tests.benchmarks.memory" else out.read_text()
+    if process.returncode:
+        return {"failed": f"exit code {process.returncode}", "said": (stdout + stderr)[-TAIL:]}
+    text = stdout.strip().splitlines()[-1] if part.module == "tests.benchmarks.memory" else out.read_text()
     return {"seconds": seconds, "result": json.loads(text)}
 
 

@@ -142,7 +142,7 @@ def measure_memory() -> dict[str, Any]:
     peaks = {}
     for kind in ("static", "learning"):
         command = [sys.executable, "-m", "tests.benchmarks.overhead", *sys.argv[1:], "--memory-of", kind]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks[kind] = int(json.loads(done.stdout))
     return {"memory_ratio": peaks["learning"] / peaks["static"], "peak_bytes": peaks}
 
