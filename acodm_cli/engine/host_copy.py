@@ -15,6 +15,10 @@ class HostCopy:
 
     It is kept from one state to the next, because new memory takes ten times as long to write to. What comes from a GPU has it
     pinned.
+
+    PyTorch rounds pinned memory up to powers of two bytes. A block per tensor takes 1.13 times the bytes of pythia-1b's state, and 1.68
+    times those of pythia-160m's; a single block for all would take 1.42 and 1.10 times as many, and 1.93 times those of pythia-12b's
+    instead of 1.37.
     """
 
     def __init__(self, device: torch.device, ranks: Ranks) -> None:

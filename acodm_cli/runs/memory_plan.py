@@ -104,7 +104,7 @@ def with_checkpoint(
     memory: MemoryEstimate, probe: GradientProbe | None, batch: int, parameters: int, compute: Compute, ranks: Ranks
 ) -> MemoryEstimate:
     """Returns the estimate with a copy of the state, from which checkpoints are written while training goes on, if that fits too.
-    A GPU needs no room for it, because it is on the host.
+    A GPU needs no room for it, because it is on the host, whose memory is not estimated (see `HostCopy`).
 
     memory: the estimate of a run whose weights are there by now. batch: the global batch in sequences. parameters: how many
     the model has."""
