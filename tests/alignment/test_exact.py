@@ -21,9 +21,11 @@ NUM_DOMAINS = 5
 CPU = torch.device("cpu")
 
 
-def make_model(name: str = "pythia-14m", tied: bool = False) -> nn.Module:
+def make_model(name: str = "pythia-14m", tied: bool = False, blocks: int | None = None) -> nn.Module:
+    """blocks: how many there are; None for as many as the preset has."""
     config = model_config(name, 256, 16)
     config.tie_word_embeddings = tied
+    config.num_hidden_layers = blocks or config.num_hidden_layers
     return build_model(config, seed=0, device=CPU)
 
 

@@ -81,7 +81,7 @@ def test_guides_do_not_change_what_the_batch_says() -> None:
 
 
 def test_the_sketch_is_unbiased() -> None:
-    model = make_model()
+    model = make_model(blocks=2)  # every kind of layer, and two of most
     expected = expected_KJ(model, "all")
     probe = SketchProbe(select_layers(model, "all"), NUM_DOMAINS, True, 0, 16, 2, 72, CPU, NUM_GUIDES)
     found = torch.stack([guided_step(model, probe, 9, step).guide_KJ for step in range(600)])

@@ -14,6 +14,9 @@ from acodm_cli.engine.loss import CausalLoss
 from tests.alignment.reference import domain_gradients
 from tests.alignment.test_exact import NUM_DOMAINS, make_batch, make_model, one_pass_gram, watched_step
 
+# Where hundreds of draws are averaged: every kind of layer, and two of most.
+FEW = 2
+
 
 def sketched_grams(
     model: nn.Module, size: int, rotation: int, draws: int, rule: str = "all", tokens: int | None = None
@@ -40,7 +43,7 @@ def test_block_sketch_keeps_inner_products_on_average() -> None:
 @pytest.mark.parametrize(("size", "rotation", "tokens"), [(16, 1, None), (512, 6, 72), (32, 4, 36)])
 def test_gram_matrix_is_unbiased(size: int, rotation: int, tokens: int | None) -> None:
     """Its diagonal too, whatever the number of tokens that squares are made from."""
-    model = make_model()
+    model = make_model(blocks=FEW)
     exact_KK = one_pass_gram(model, select_layers(model, "all"), *make_batch(missing=False, mixed_lengths=True), 9)
     grams = sketched_grams(model, size, rotation, draws=200, tokens=tokens)
     error_KK = (grams.mean(0) - exact_KK) / (grams.std(0) / len(grams) ** 0.5)
@@ -50,7 +53,7 @@ def test_gram_matrix_is_unbiased(size: int, rotation: int, tokens: int | None) -
 
 def test_self_term_is_unbiased() -> None:
     """Over fresh signs, blocks and tokens: the product of the halves' gradients, and nothing of the sketch's own variance."""
-    model = make_model()
+    model = make_model(blocks=FEW)
     layers = select_layers(model, "all")
     batch = make_batch(missing=False, mixed_lengths=False)
     halves_B = torch.tensor([0, 0, 0, 0, 1, 0, 1, 0, 1])  # of make_batch's domains 0, 1 and 3, in turn
@@ -66,7 +69,7 @@ def test_self_term_is_unbiased() -> None:
 
 def test_variance_falls_with_size() -> None:
     """With both sides sketched to s features the variance falls at least as 1/s, until the sides are exact."""
-    model = make_model()
+    model = make_model(blocks=FEW)
     mask = ~torch.eye(NUM_DOMAINS, dtype=torch.bool)
     variances = [
         float(sketched_grams(model, size, 1, draws=60, rule="mlp").var(0)[mask].mean()) for size in (8, 32, 128)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -178,7 +179,11 @@ def test_a_baseline_is_not_written_over(proxy: Path) -> None:
 def test_an_interrupted_study_ends_in_the_same_file(
     options: list[object], commands: tuple[Path, list[str]], collected: Outcome, tmp_path: Path
 ) -> None:
+    """Its first two runs are finished already, the other two are stopped and go on."""
     out = tmp_path / "out.parquet"
+    (tmp_path / "out.study").mkdir()
+    for mixer in ("ac-odm", "uniform"):
+        shutil.copy(commands[0].parent / "out.study" / f"{mixer}-seed-0.parquet", tmp_path / "out.study")
     study = ["proxy-train", *options, "--jobs", 2, "--out", out]
     process = start_acodm(*study)
     # As soon as the first run is in training.
@@ -187,10 +192,12 @@ def test_an_interrupted_study_ends_in_the_same_file(
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 143, said
+    assert "2 finished, 2 to train, 2 at a time" in said
     assert "the same command continues" in said
     assert not out.exists()
     assert list(tmp_path.glob("out.study/*.run/step-*.pt"))
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out.study/*.parquet")}
+    assert len(finished) >= 2
     again = acodm(*study)
     assert again.code == 0, again.stderr
     assert "continues" in again.stderr
@@ -203,7 +210,8 @@ def test_an_interrupted_study_ends_in_the_same_file(
 def test_a_run_that_fails_is_named(options: list[object], tmp_path: Path) -> None:
     """The reference schedule is of other domains."""
     out = tmp_path / "out.parquet"
-    failed = acodm("proxy-train", *options, "--mixer", "natural", "--against", "pile-natural", "--out", out)
+    study = ["proxy-train", *options, "--seeds", 0, "--mixer", "natural", "--against", "pile-natural"]
+    failed = acodm(*study, "--out", out)
     assert failed.code == 2, failed.stderr
     assert "pile-natural, seed 0 failed: the domains differ" in failed.stderr
     assert (tmp_path / "out.study" / "natural-seed-0.parquet").exists()
