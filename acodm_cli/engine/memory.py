@@ -33,11 +33,9 @@ class MemoryEstimate:
     """The memory of a run, in bytes. weights, optimizer: of all parameters, or of this rank's shard. gradients: those that are
     there when a backward pass ends. accumulated: those of earlier micro-batches, or their buffers, that are there when one begins.
     gathered: what a sharded model has in one piece when a backward pass begins. head: the gradient of the unembedding, if it is there
-    when the loss is done. activations:
-    what the backward pass of a micro-batch needs. loss: pieces of logits, or the whole of them with their gradients.
-    libraries: their workspaces. checkpoint:
-    the copy of the state from which a checkpoint is written while training goes on; 0 if there is no room for it, or if it is
-    not on the device that trains."""
+    when the loss is done. activations: what the backward pass of a micro-batch needs. loss: pieces of logits, or the whole of them with
+    their gradients. libraries: their workspaces. checkpoint: the copy of the state from which a checkpoint is written while training
+    goes on; 0 if there is no room for it, or if it is not on the device that trains."""
 
     weights: int
     gradients: int
