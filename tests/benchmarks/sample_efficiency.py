@@ -46,7 +46,7 @@ FOUND = ("doremi-mean", "swarm-best")
 # What someone would write down who knows what is worthless: nothing of it, and the rest alike.
 LEFT_OUT = "left-out"
 STATIC = ("natural", "uniform", "temperature", LEFT_OUT, *FOUND)
-RIVALS = ["natural", "uniform", "odm", *FOUND, "temperature", "ado", "ac-odm:agent=paper"]
+RIVALS = ["natural", "uniform", "odm", *FOUND, "temperature", "ado", "ac-odm:anchor=0", "ac-odm:agent=paper"]
 # Uniform weights draw 300 x 16 x 128 / 13 tokens of each; so many characters are about 3,100.
 SCARCE, SCARCE_CHARACTERS = ("freelaw", "github", "pubmed_abstracts"), 9_000
 REAL = ("arxiv_math", "freelaw", "github", "gutenberg_books", "pubmed_abstracts", "stackexchange", "wikipedia_en")
@@ -131,15 +131,12 @@ PARTS_OF_PAPER = [
     "quadratic_action=true", "actor_update=mirror:step_size=0.1",
 ]  # fmt: skip
 
-# Ways for a mixture to leave what is worthless sooner.
-QUICKER = ["ac-odm:step_size=0.3", "ac-odm:anchor=0"]
-
 STUDIES = {
     "embedded": Study(RIVALS),
     "domains": Study(RIVALS, make=domains),
     "scarce": Study(["ac-odm:guide=domains", "ac-odm:prior=uniform", *RIVALS], ("--prior", "natural"), scarce),
     "junk": Study(
-        [*RIVALS, *QUICKER, LEFT_OUT],
+        [*RIVALS, "ac-odm:step_size=0.3", LEFT_OUT],
         tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0")),
         junk,
     ),
