@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from acodm_cli.display.style import human_count
-from acodm_cli.schedule.evidence import is_better, seeds_needed, shows_nothing
+from acodm_cli.schedule.evidence import seeds_needed, shows_nothing, unbeaten
 from acodm_cli.schedule.info import Comparison, Evidence
 
 MOST_BASELINES = 12
@@ -21,6 +21,10 @@ def evidence_lines(evidence: Evidence | None) -> list[str]:
     lines += [f"{whose}{_compared(each, evidence.objective)}" for each in evidence.against[:MOST_BASELINES]]
     if len(evidence.against) > MOST_BASELINES:
         lines.append(f"{len(evidence.against) - MOST_BASELINES} more in --json")
+    if kept := [
+        f"{each.mixer} {each.forgotten} of {each.kept}" for each in evidence.curves[: 1 + MOST_BASELINES] if each.kept
+    ]:
+        lines.append(f"above the budget of what is kept, over all seeds: {', '.join(kept)}")
     mixers, seeds = len(evidence.curves), len(evidence.seeds)
     cost = f"{human_count(evidence.trained_steps)} steps trained in all, by {mixers} mixer{'s' * (mixers != 1)}"
     return [*lines, f"{cost} with {_seeds(seeds)}"]
@@ -29,8 +33,10 @@ def evidence_lines(evidence: Evidence | None) -> list[str]:
 def recommendation(evidence: Evidence) -> str:
     """Returns whether a guarded schedule is the learned one."""
     if evidence.recommended == evidence.mixer:
-        return f"this is the schedule of {evidence.mixer}, which is better than every baseline"
-    unsure = [each.baseline for each in evidence.against if not is_better(each)]
+        kept = any(curve.kept for curve in evidence.curves)
+        whom = "every baseline that forgets no more" if kept else "every baseline"
+        return f"this is the schedule of {evidence.mixer}, which is better than {whom}"
+    unsure = unbeaten(evidence.mixer, evidence.against, evidence.curves)
     return (
         f"this is the schedule of {evidence.recommended}, the best baseline: {evidence.mixer} was not shown to be better than "
         f"{' and '.join(unsure[:MOST_BASELINES])}"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.schedule.columns import FORMAT_VERSION, TARGETS
-from acodm_cli.schedule.evidence import share_to_best
+from acodm_cli.schedule.evidence import kept_losses, share_to_best
 from acodm_cli.schedule.measures import divergence, entropy, l1
 from acodm_cli.schedule.schedule import Schedule
 from acodm_cli.schedule.timeline import integral
@@ -83,7 +83,7 @@ def describe(name: str, schedule: Schedule) -> dict[str, Any]:
         "info": schedule.info,
         "domains": domains,
         "targets": [_of_target(schedule, target) for target in schedule.targets],
-        "kept": _kept(schedule, domains, rows),
+        "kept": _kept(schedule),
         "entropy": {at: float(entropy(weights_SK[row].astype(np.float64))) for at, row in (("start", 0), ("end", -1))},
         "energy": energies(schedule),
         "realised_l1": realised_l1(schedule, samples_K),
@@ -111,25 +111,15 @@ def _of_target(schedule: Schedule, name: str) -> dict[str, Any]:
     return entry
 
 
-def _kept(schedule: Schedule, domains: list[dict[str, Any]], rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _kept(schedule: Schedule) -> list[dict[str, Any]]:
     """Returns what became of the domains and targets that must not be forgotten: their held-out losses before training and last, and
-    how far that is above, as a share. Where this is not known, they are left out. domains: their facts."""
-    run, last = schedule.run, {}
-    if not len(rows) or run.keep_budget is None:
+    how far that is above, as a share. Where this is not known, they are left out."""
+    budget = schedule.run.keep_budget
+    if budget is None:
         return []
-    for target in schedule.targets:
-        last[target] = float(schedule.per_step[f"{TARGETS}{target}.loss"][rows[-1]])
-    last |= {domain["name"]: domain["last_validation_loss"] for domain in domains}
     return [
-        {
-            "name": name,
-            "loss_before": before,
-            "last_loss": last[name],
-            "rise": last[name] / before - 1,
-            "budget": run.keep_budget,
-        }
-        for name in run.kept
-        if name in last and (before := run.losses_before.get(name, 0.0)) > 0
+        {"name": name, "loss_before": before, "last_loss": last, "rise": last / before - 1, "budget": budget}
+        for name, (before, last) in kept_losses(schedule).items()
     ]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acodm_cli.errors import ScheduleError
+from acodm_cli.schedule.columns import TARGETS
 from acodm_cli.schedule.info import MOST_POINTS, Comparison, Evidence, StudiedCurve
 from acodm_cli.schedule.schedule import Schedule
 
@@ -83,7 +84,7 @@ def validations(schedule: Schedule, weights: Mapping[str, float] | None = None) 
     """Returns the steps of a run's validations, and its objective there: with targets that of the run, in nats; else the mean over
     domains of their perplexities. [R], [R]
 
-    weights: how much a domain counts in that mean, by name; default: 1.
+    weights: how much a domain counts in that mean, by name; default: 1, and 0 for what is only kept.
 
     Raises:
         ScheduleError: there was no validation.
@@ -91,7 +92,8 @@ def validations(schedule: Schedule, weights: Mapping[str, float] | None = None) 
     if schedule.targets:
         values_S = schedule.per_step["objective"].astype(np.float64)
     else:
-        weights_K = [(weights or {}).get(name, 1.0) for name in schedule.domains]
+        kept = schedule.run.kept
+        weights_K = [(weights or {}).get(name, float(name not in kept)) for name in schedule.domains]
         counted_K = np.flatnonzero(weights_K)  # a domain that does not count may have no finite loss
         losses_SK = schedule.per_domain["validation_loss"].astype(np.float64)[:, counted_K]
         values_S = np.average(np.exp(losses_SK), axis=1, weights=np.array(weights_K)[counted_K])
@@ -99,6 +101,23 @@ def validations(schedule: Schedule, weights: Mapping[str, float] | None = None) 
     if not len(rows_R):
         raise ScheduleError("a run of the study has no validation with finite losses, and cannot be compared")
     return schedule.step_S[rows_R], values_S[rows_R]
+
+
+def kept_losses(schedule: Schedule) -> dict[str, tuple[float, float]]:
+    """Returns the held-out losses of what must not be forgotten, before training and at the last validation, in nats. What the
+    metadata do not know is left out."""
+    found = {}
+    for name in schedule.run.kept:
+        before, target_S = schedule.run.losses_before.get(name, 0.0), schedule.per_step.get(f"{TARGETS}{name}.loss")
+        if target_S is None and name not in schedule.domains:
+            continue
+        losses_S = (
+            schedule.per_domain["validation_loss"][:, schedule.domains.index(name)] if target_S is None else target_S
+        )
+        known = losses_S[np.isfinite(losses_S)]
+        if before > 0 and len(known):
+            found[name] = before, float(known[-1])
+    return found
 
 
 def objective_name(schedule: Schedule) -> str:
@@ -154,6 +173,18 @@ def shows_nothing(comparison: Comparison) -> bool:
     return comparison.interval is None or abs(comparison.difference) <= comparison.interval
 
 
+def unbeaten(mixer: str, against: Sequence[Comparison], curves: Sequence[StudiedCurve]) -> list[str]:
+    """Returns the baselines that a mixer was not shown to be better than. It does not have to be, where a baseline forgets more of what
+    is to be kept; and it is not, where it forgets more itself."""
+    forgotten = {curve.mixer: curve.forgotten for curve in curves}
+    more = {each.baseline: forgotten.get(each.baseline, 0) - forgotten.get(mixer, 0) for each in against}
+    return [
+        each.baseline
+        for each in against
+        if more[each.baseline] < 0 or (not more[each.baseline] and not is_better(each))
+    ]
+
+
 def evidence_of(
     runs: Mapping[str, Sequence[Schedule]],
     seeds: Sequence[int],
@@ -162,7 +193,7 @@ def evidence_of(
     weights: Mapping[str, float] | None = None,
 ) -> Evidence:
     """Returns what a study says of its first mixer. The schedule that it recommends is that mixer's, or if it is guarded and the
-    mixer is not better than each baseline, that of the baseline with the best objective.
+    mixer is not better than each baseline, that of the baseline that forgets least, and then has the best objective.
 
     runs: of each mixer by name, in the order of the seeds; those after the first are baselines. settings: a digest of what the runs
     have in common. weights: see `validations`.
@@ -173,15 +204,15 @@ def evidence_of(
     mixer, *baselines = runs
     against = tuple(compare(name, runs[mixer], runs[name], weights) for name in baselines)
     curves = tuple(_curve(name, each, weights) for name, each in runs.items())
-    best = min(
-        baselines, key=lambda name: np.mean([validations(run, weights)[1][-1] for run in runs[name]]), default=mixer
-    )
+    forgotten = {curve.mixer: curve.forgotten for curve in curves}
+    ends = {name: np.mean([validations(run, weights)[1][-1] for run in each]) for name, each in runs.items()}
+    best = min(baselines, key=lambda name: (forgotten[name], ends[name]), default=mixer)
     first = runs[mixer][0]
     corpus, tokenizer = (first.info.get(name) for name in ("corpus", "tokenizer"))
     return Evidence(
         objective=objective_name(first),
         mixer=mixer,
-        recommended=best if guarded and not all(map(is_better, against)) else mixer,
+        recommended=best if guarded and unbeaten(mixer, against, curves) else mixer,
         guarded=guarded,
         policy_seed=None,
         seeds=tuple(seeds),
@@ -206,4 +237,6 @@ def _curve(name: str, runs: Sequence[Schedule], weights: Mapping[str, float] | N
     step_R = step_R[np.unique(np.linspace(0, len(step_R) - 1, min(len(step_R), MOST_POINTS)).round().astype(int))]
     values = tuple(tuple(np.interp(step_R, *validations(run, weights)).tolist()) for run in runs)
     steps = [(run.run.steps or len(run)) * (run.run.episodes.number if run.run.episodes else 1) for run in runs]
-    return StudiedCurve(name, tuple(step_R.tolist()), values, sum(steps))
+    rises = [(last / before - 1, run.run.keep_budget) for run in runs for before, last in kept_losses(run).values()]
+    forgotten = sum(budget is not None and rise > budget for rise, budget in rises)
+    return StudiedCurve(name, tuple(step_R.tolist()), values, sum(steps), len(rises), forgotten)

@@ -67,12 +67,15 @@ class Comparison:
 @dataclass(frozen=True)
 class StudiedCurve:
     """The objective at the validations of a mixer's runs. steps: of the validations. values: of each seed at each of them.
-    trained_steps: what all its runs took."""
+    trained_steps: what all its runs took. kept: how many domains and targets these should not forget, over all runs. forgotten: how
+    many of them ended above the budget."""
 
     mixer: str
     steps: tuple[int, ...]
     values: tuple[tuple[float, ...], ...]
     trained_steps: int
+    kept: int = 0
+    forgotten: int = 0
 
 
 @dataclass(frozen=True)
@@ -290,7 +293,8 @@ def _studied(value: dict[str, Any]) -> StudiedCurve | None:
     increasing = len(known) == len(steps) and all(before < after for before, after in pairwise(known))
     if not (mixer and steps and values and increasing and all(len(row) == len(steps) for row in values)):
         return None
-    return StudiedCurve(mixer, tuple(known), tuple(values), _whole(value.get("trained_steps"), 0) or 0)
+    counts = (_whole(value.get(name), 0) or 0 for name in ("trained_steps", "kept", "forgotten"))
+    return StudiedCurve(mixer, tuple(known), tuple(values), *counts)
 
 
 def _list(value: Any, most: int) -> list[Any]:

@@ -1,124 +1,84 @@
 """Mixers against each other, each study one `acodm proxy-train --seeds 0,1,2 --against …`: same engine, text, seeds and budget.
 
     python -m tests.benchmarks.sample_efficiency --work FOLDER --studies embedded
-    python -m tests.benchmarks.sample_efficiency --work FOLDER --studies domains scarce junk --data DIR
+    python -m tests.benchmarks.sample_efficiency --work FOLDER --studies domains scarce junk humaneval mmlu continued --data DIR --eval DIR
 
-This file is the list of studies. --data is a folder with a sub-folder per domain (train.jsonl.gz, validation.jsonl.gz), of which their corpora
-are made. Of `scarce` and `junk`, in which a mixture must be worth something, the README said what is asked before they ran. Where a study
-names `doremi-mean` or `swarm-best`, DoReMi and a swarm first find these static mixtures with seed 0, and the study compares them as schedules.
-`parts` changes one part of the default agent at a time, and `paper` gives the paper's agent one part of the default agent at a time.
+This file is the list of studies; study_corpora.py makes their corpora, and says what --data and --eval hold. Of `scarce` and `junk`, in
+which a mixture must be worth something, the README said what is asked before they ran. `parts` changes one part of the default agent at a
+time, and `paper` gives the paper's agent one part of the default agent at a time. `continued` goes on with a model that was trained on ten
+domains, which it must not forget, with three new ones. `transfer` drives a larger model by what one run with the smaller one learned.
 
-The same command goes on with what is unfinished, and with fewer or more --rivals. Written are results/study_NAME.{json,png}: the table and
-the curves, both from the evidence in the schedule that the study writes.
+A rival is a mixer, or a schedule: one by hand that comes with the corpus, or `doremi-mean` or `swarm-best`, static mixtures that DoReMi and a
+swarm first find with seed 0, whose cost is not in the table. The same command goes on with what is unfinished, and with fewer or more
+--rivals. Written are results/study_NAME.{json,png}: the table and the curves, both from the evidence in the schedule that the study writes.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import glob
-import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 
-from acodm_cli.corpus.readers import PLAIN
-from acodm_cli.corpus.sources import FileSource
 from acodm_cli.runs.study import stem_of
+from acodm_cli.schedule.columns import TARGETS
 from acodm_cli.schedule.evidence import compare_curves, mean_and_interval
 from acodm_cli.schedule.info import Evidence, StudiedCurve
 from acodm_cli.schedule.schedule import Schedule
 from tests.benchmarks.environment import RESULTS, save
-from tests.benchmarks.target_corpus import head, train_on, write_texts
+from tests.benchmarks.study_corpora import JUNK, Place, make
 
 TRIALS, TRIAL_SHARE = 6, 1 / 3
 VALIDATIONS = 12
-SHAPE = ["--model", "pythia-14m", "--seq-len", "128", "--dtype", "bf16"]
-AGAINST = ("natural", "uniform")
+# Steps of the model that `continued` goes on with, as a multiple of the study's.
+BASE_STEPS = 2
+SHAPE = ("--seq-len", "128", "--dtype", "bf16")
+AGAINST = ("natural", "uniform", "importance")
 FOUND = ("doremi-mean", "swarm-best")
-# What someone would write down who knows what is worthless: nothing of it, and the rest alike.
-LEFT_OUT = "left-out"
-STATIC = ("natural", "uniform", "temperature", LEFT_OUT, *FOUND)
+BY_HAND = ("left-out", "hand", "hand50", "replay30")
+SCHEDULES = (*FOUND, *BY_HAND, "moving", "replay")
+STATIC = ("natural", "uniform", "temperature", "importance", *FOUND, *BY_HAND)
 RIVALS = ["natural", "uniform", "odm", *FOUND, "temperature", "ado", "ac-odm:anchor=0", "ac-odm:agent=paper"]
-# Uniform weights draw 300 x 16 x 128 / 13 tokens of each; so many characters are about 3,100.
-SCARCE, SCARCE_CHARACTERS = ("freelaw", "github", "pubmed_abstracts"), 9_000
-REAL = ("arxiv_math", "freelaw", "github", "gutenberg_books", "pubmed_abstracts", "stackexchange", "wikipedia_en")
-JUNK = ("shuffled", "boilerplate", "base64")
-JUNK_CHARACTERS = 3_000_000
-NOTICE = (
-    "This page is number {number} of our site. We use cookies to make your visit better. By staying on this page you accept "
-    "our terms of use and our privacy notice. All rights reserved. Click here to subscribe to our newsletter. Share this page "
-    "with your friends. Log in or register to leave a comment. Back to the top.\n"
-)
+
+# Trains what a study needs before it; given are its folder, and what its runs have in common. Returns more options of the study.
+Before = Callable[[Path, list[object]], list[object]]
 
 
 @dataclass(frozen=True)
 class Study:
-    """options: of the studied mixer. against: what it is compared with. make: writes the files of the corpus into a folder and returns its
-    manifest; None for the embedded corpus."""
+    """against: what the studied mixer is compared with. options: of that mixer. corpus: its name, None for the embedded one. model: what is
+    trained; None where `before` trains it. trials: options of the swarm."""
 
     against: list[str]
     options: tuple[str, ...] = ()
-    make: Callable[[Path, Path], str] | None = None
+    corpus: str | None = None
+    model: str | None = "pythia-14m"
+    trials: tuple[str, ...] = ()
+    before: Before = lambda folder, common: []
 
 
-def domain(name: str, train: Path | str, validation: Path | None = None) -> str:
-    held_out = f'validation = "{validation}"\n' if validation else ""
-    return f'[domains.{name}]\nfiles = ["{train}"]\n{held_out}'
+def base_model(folder: Path, common: list[object]) -> list[object]:
+    """Trains a model on the ten old domains alone."""
+    steps = BASE_STEPS * int(str(common[common.index("--steps") + 1]))
+    given = [*common, "--model", "pythia-14m", "--steps", steps, "--data", folder / "old.toml"]
+    model = folder / "base.model"
+    once(folder / "base.parquet", "uniform", *given, "--tokenizer", folder / "tokenizer.json", "--save-model", model)
+    return ["--init-from", model]
 
 
-def domains_of(data: Path) -> Iterator[tuple[str, Path, Path]]:
-    """(name, text, held-out text) of each."""
-    for folder in sorted(path.resolve() for path in data.iterdir() if path.is_dir()):
-        yield folder.name, folder / "train.jsonl.gz", folder / "validation.jsonl.gz"
+def small_proxy(folder: Path, common: list[object]) -> list[object]:
+    """Learns a policy with the smaller model, which `policy` asks."""
+    proxy = once(folder / "replay.parquet", "ac-odm", *common, "--model", "pythia-14m", *GUIDED)
+    return ["--mixer", "policy", "--mixer-option", f"schedule={proxy}"]
 
 
-def texts_of(path: Path, characters: int) -> list[str]:
-    """The first documents, cut where there are enough characters."""
-    texts = head(FileSource("", (path,), (), PLAIN), characters)
-    texts[-1] = texts[-1][: characters - sum(map(len, texts[:-1]))]
-    return texts
-
-
-def domains(data: Path, work: Path) -> str:
-    return "".join(domain(*each) for each in domains_of(data))
-
-
-def scarce(data: Path, work: Path) -> str:
-    """13 domains, three of them cut to 9,000 characters."""
-    manifest = ""
-    for name, train, validation in domains_of(data):
-        if name in SCARCE:
-            write_texts(texts_of(train, SCARCE_CHARACTERS), work / f"{name}.jsonl")
-        manifest += domain(name, f"{name}.jsonl" if name in SCARCE else train, validation)
-    return manifest
-
-
-def junk(data: Path, work: Path) -> str:
-    """Seven domains of text, and three that are worthless: tokens of Wikipedia in random order, a notice that repeats, random bytes."""
-    rng = random.Random(0)
-    found = {name: (train, validation) for name, train, validation in domains_of(data)}
-    tokenizer = tokenizers.Tokenizer.from_file(str(work / "tokenizer.json"))
-    texts = texts_of(found["wikipedia_en"][0], JUNK_CHARACTERS)
-    tokens = list(chain.from_iterable(encoded.ids for encoded in tokenizer.encode_batch(texts)))
-    rng.shuffle(tokens)
-    shuffled = [tokenizer.decode(tokens[start : start + 1000]) for start in range(0, len(tokens), 1000)]
-    pages = JUNK_CHARACTERS // (10 * len(NOTICE))
-    notices = ["".join(NOTICE.format(number=10 * page + line) for line in range(10)) for page in range(pages)]
-    coded = [base64.b64encode(rng.randbytes(3000)).decode() for _ in range(JUNK_CHARACTERS // 4000)]
-    for name, of_domain in zip(JUNK, (shuffled, notices, coded), strict=True):
-        write_texts(of_domain, work / f"{name}.jsonl")
-    lines = [*(f"0,{name},{1 / len(REAL)}" for name in REAL), *(f"0,{name},0" for name in JUNK)]
-    (work / f"{LEFT_OUT}.csv").write_text("\n".join(["progress,domain,weight", *lines]) + "\n")
-    return "".join([domain(name, *found[name]) for name in REAL] + [domain(name, f"{name}.jsonl") for name in JUNK])
-
+GUIDED = ("--guide-every", "4", "--guide-sequences", "4")
 
 # One part each: of the default agent, away from it; and of the paper's agent, to the default one's.
 PARTS_OF_DEFAULT = [
@@ -131,14 +91,29 @@ PARTS_OF_PAPER = [
     "quadratic_action=true", "actor_update=mirror:step_size=0.1",
 ]  # fmt: skip
 
+FOR_TARGET = ["natural", "uniform", "importance", "hand", "dga", "odm", "ac-odm:episodes=3", "swarm-best"]
+
 STUDIES = {
     "embedded": Study(RIVALS),
-    "domains": Study(RIVALS, make=domains),
-    "scarce": Study(["ac-odm:guide=domains", "ac-odm:prior=uniform", *RIVALS], ("--prior", "natural"), scarce),
+    "domains": Study(RIVALS, corpus="domains"),
+    "scarce": Study(["ac-odm:guide=domains", "ac-odm:prior=uniform", *RIVALS], ("--prior", "natural"), "scarce"),
     "junk": Study(
-        [*RIVALS, "ac-odm:step_size=0.3", LEFT_OUT],
+        [*RIVALS, "ac-odm:step_size=0.3", "left-out"],
         tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0")),
-        junk,
+        "junk",
+        trials=tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0")),
+    ),
+    "humaneval": Study(FOR_TARGET, GUIDED, "humaneval", trials=("--prior", "importance")),
+    "mmlu": Study(FOR_TARGET, GUIDED, "mmlu", trials=("--prior", "importance")),
+    "both": Study(["natural", "uniform", "hand", "moving"], GUIDED, "both"),
+    "scarce-code": Study(["natural", "uniform", "hand", "hand50", "moving"], GUIDED, "scarce-code"),
+    "transfer": Study(["uniform", "hand", "replay"], (), "humaneval", "pythia-31m", before=small_proxy),
+    "continued": Study(
+        ["natural", "uniform", "replay30"],
+        ("--keep-budget", "0.02", "--guide-every", "4"),
+        "continued",
+        None,
+        before=base_model,
     ),
     "parts": Study(["natural", "uniform", *(f"ac-odm:{part}" for part in PARTS_OF_DEFAULT)]),
     "paper": Study(
@@ -155,35 +130,44 @@ def acodm(*arguments: object) -> None:
         raise SystemExit(code)
 
 
-def once(out: Path, mixer: str, steps: int, *options: object) -> Path:
-    """Trains with proxy-train, or goes on with it, unless that is done."""
+def once(out: Path, mixer: str, *options: object) -> Path:
+    """Trains with proxy-train, or goes on with it, unless that is done. Of an option that is there twice, the last counts."""
     if not out.exists():
-        begin = ["--mixer", mixer, "--steps", steps, *options]
+        begin = ["--mixer", mixer, *options]
         acodm("proxy-train", *(["--resume"] if out.with_suffix(".run").exists() else begin), "--out", out)
     return out
 
 
-def found_before(folder: Path, study: Study, steps: int, common: list[object]) -> dict[str, Path]:
-    """The schedules of static mixtures that runs of seed 0 find: DoReMi's mean weights, and the best of a swarm in short runs."""
-    model = folder / "natural.model"
-    once(folder / "natural.parquet", "natural", steps, *common, "--save-model", model)
-    reference = ["--mixer-option", f"reference={model}"]
-    doremi, mean = once(folder / "doremi.parquet", "doremi", steps, *reference, *common), folder / "doremi-mean.parquet"
+def find(name: str, folder: Path, study: Study, steps: int, common: list[object]) -> None:
+    """Finds a static mixture with seed 0: DoReMi's mean weights, or the best of a swarm in short runs."""
+    if name == "swarm-best":
+        trials = ["--episodes", TRIALS, *common, "--steps", round(steps * TRIAL_SHARE), *study.trials]
+        once(folder / f"{name}.parquet", "swarm", *trials)
+        return
+    model, mean = folder / "natural.model", folder / f"{name}.parquet"
+    once(folder / "natural.parquet", "natural", *common, "--save-model", model)
+    doremi = once(folder / "doremi.parquet", "doremi", "--mixer-option", f"reference={model}", *common)
     if not mean.exists():
         acodm("inspect", doremi, "--average", "--out", mean)
-    weights = study.options if "--objective-weight" in study.options else ()
-    trials = ["--episodes", TRIALS, *common, *weights]
-    best = once(folder / "swarm-best.parquet", "swarm", round(steps * TRIAL_SHARE), *trials)
-    return dict(zip(FOUND, (mean, best), strict=True))
 
 
-def table_of(evidence: Evidence, nats: dict[str, float]) -> list[dict[str, Any]]:
-    """A row per mixer, best first. `oracle` is the best static mixture of all that were run. nats: see `losses_of`."""
+def schedule_of(rival: str, folder: Path) -> str:
+    """Returns what --against takes: the file of a schedule, or the rival itself."""
+    if rival not in SCHEDULES:
+        return rival
+    by_hand = folder / f"{rival}.csv"
+    return str(by_hand if by_hand.exists() else folder / f"{rival}.parquet")
+
+
+def table_of(evidence: Evidence, losses: dict[str, float]) -> list[dict[str, Any]]:
+    """A row per mixer, best first. `oracle` is the best static mixture of all that were run. losses: see `losses_of`."""
     curves = {curve.mixer: curve for curve in evidence.curves}
     rows = []
     for name, curve in curves.items():
         mean, deviation, _ = mean_and_interval(np.array([values[-1] for values in curve.values]))
-        row: dict[str, Any] = {"mixer": name, evidence.objective: mean, "sd": deviation, "nats": nats[name]}
+        row: dict[str, Any] = {"mixer": name, evidence.objective: mean, "sd": deviation, "loss": losses[name]}
+        if curve.kept:
+            row["forgotten"] = f"{curve.forgotten} of {curve.kept}"
         for other in AGAINST:
             if other in curves:
                 row |= difference(curve, curves[other])
@@ -204,80 +188,80 @@ def difference(curve: StudiedCurve, other: StudiedCurve) -> dict[str, Any]:
     }
 
 
-def losses_of(out: Path, labels: Sequence[str], weights: dict[str, float]) -> dict[str, float]:
-    """The mean over domains that count, and over seeds, of the held-out loss at the end, of each mixer."""
-    found = {}
+def losses_of(out: Path, labels: Sequence[str], weights: dict[str, float]) -> tuple[str, dict[str, float]]:
+    """The unit, and of each mixer the held-out loss at the end, mean over seeds: of the targets, in bits per byte, or of the domains that
+    count, in nats."""
+    found, unit = {}, "nats"
     for label in labels:
         paths = sorted(out.with_suffix(".study").glob(f"{glob.escape(stem_of(label))}-seed-*.parquet"))
-        ends_NK = [Schedule.read(path, ("validation_loss",)).per_domain["validation_loss"][-1] for path in paths]
-        names = Schedule.read(paths[0], ()).domains
-        found[label] = float(
-            np.mean([np.average(end_K, weights=[weights.get(n, 1.0) for n in names]) for end_K in ends_NK])
-        )
-    return found
+        runs = [Schedule.read(path, ("validation_loss", TARGETS)) for path in paths]
+        if runs[0].targets:
+            unit = "bits per byte"
+            ends = [[run.per_step[f"{TARGETS}{name}.bits_per_byte"][-1] for name in run.targets] for run in runs]
+            found[label] = float(np.mean(ends))
+        else:
+            kept = runs[0].run.kept
+            counted = [weights.get(name, float(name not in kept)) for name in runs[0].domains]
+            ends_NK = [run.per_domain["validation_loss"][-1] for run in runs]
+            found[label] = float(np.mean([np.average(end_K, weights=counted) for end_K in ends_NK]))
+    return unit, found
 
 
-def print_table(rows: list[dict[str, Any]], objective: str) -> None:
+def print_table(rows: list[dict[str, Any]], objective: str, unit: str) -> None:
     """In Markdown."""
     compared = [name for name in AGAINST if f"steps_to_{name}" in rows[0]]
-    heads = [
-        "mixer",
-        objective,
-        "nats",
-        *(f"against {n}" for n in compared),
-        *(f"steps to {n}'s best" for n in compared),
-    ]
+    forgotten = ["above the budget"] if "forgotten" in rows[0] else []
+    against, steps = [f"against {name}" for name in compared], [f"steps to {name}'s best" for name in compared]
+    heads = ["mixer", objective, unit, *against, *steps, *forgotten]
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for row in rows:
-        spread = "" if row["sd"] is None else f" ± {row['sd']:.2f}"
-        cells = [row["mixer"], f"{row[objective]:.2f}{spread}", f"{row['nats']:.4f}"]
+        spread = "" if row["sd"] is None else f" ± {row['sd']:.4g}"
+        cells = [row["mixer"], f"{row[objective]:.5g}{spread}", f"{row['loss']:.4f}"]
         for name in compared:
-            interval = row[f"interval_{name}"]
-            own = row["mixer"] == name
-            cells.append(
-                "" if own else f"{row[f'difference_to_{name}']:+.1f}%" + (f" ± {interval:.1f}" if interval else "")
-            )
+            interval = "" if row[f"interval_{name}"] is None else f" ± {row[f'interval_{name}']:.1f}"
+            cells.append("" if row["mixer"] == name else f"{row[f'difference_to_{name}']:+.1f}%{interval}")
         for name in compared:
             share = row[f"steps_to_{name}"]
             cells.append("never" if share is None else f"{share:.0%}")
-        print("| " + " | ".join(cells) + " |")
+        print("| " + " | ".join([*cells, *([row["forgotten"]] if forgotten else [])]) + " |")
 
 
 def run(name: str, o: argparse.Namespace) -> None:
     """Trains what is missing of a study, and writes its results."""
     study, folder = STUDIES[name], o.work.resolve() / name
-    folder.mkdir(parents=True, exist_ok=True)
-    common: list[object] = [*SHAPE, "--batch", o.batch, "--validate-every", max(1, o.steps // VALIDATIONS)]
-    if study.make is not None:
-        manifest, tokenizer = folder / f"{name}.toml", folder / "tokenizer.json"
-        if not manifest.exists():
-            train_on(o.data, tokenizer)
-            manifest.write_text(study.make(o.data, folder))
-        common += ["--data", manifest, "--tokenizer", tokenizer]
     if unknown := set(o.rivals or ()) - set(study.against):
         raise SystemExit(f"{name} has no {', '.join(sorted(unknown))}; it has {', '.join(study.against)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    common: list[object] = [*SHAPE, "--batch", o.batch, "--steps", o.steps]
+    common += ["--validate-every", max(1, o.steps // VALIDATIONS)]
+    if study.model is not None:
+        common += ["--model", study.model]
+    if study.corpus is not None:
+        place = Place(o.data, o.eval, folder)
+        common += ["--data", make(study.corpus, place)]
+        common += ["--tokenizer", place.tokenizer] if study.model is not None else []
+    own = [*study.options, *study.before(folder, common)]
     against = [rival for rival in study.against if o.rivals is None or rival in o.rivals]
-    schedules = {LEFT_OUT: folder / f"{LEFT_OUT}.csv"}
-    if not set(FOUND).isdisjoint(against):
-        schedules |= found_before(folder, study, o.steps, common)
-    against = [str(schedules.get(rival, rival)) for rival in against]
+    for rival in FOUND:
+        if rival in against:
+            find(rival, folder, study, o.steps, common)
     out = folder / "study.parquet"
-    acodm(
-        "proxy-train", *common, "--steps", o.steps, *study.options, "--seeds", o.seeds, "--against", ",".join(against),
-        "--jobs", o.jobs, "--out", out,
-    )  # fmt: skip
+    rivals = ",".join(schedule_of(rival, folder) for rival in against)
+    acodm("proxy-train", *common, *own, "--seeds", o.seeds, "--against", rivals, "--jobs", o.jobs, "--out", out)
     schedule = Schedule.read(out)
     evidence = schedule.run.evidence
     assert evidence is not None
     acodm("inspect", out, "--plot", "evidence", "--image", RESULTS / f"study_{name}.png", "--force")
     given = (word.split("=") for word in study.options if "=" in word)
-    nats = losses_of(out, [curve.mixer for curve in evidence.curves], {key: float(value) for key, value in given})
-    rows = table_of(evidence, nats)
-    print_table(rows, evidence.objective)
+    weights = {key: float(value) for key, value in given}
+    unit, losses = losses_of(out, [curve.mixer for curve in evidence.curves], weights)
+    rows = table_of(evidence, losses)
+    print_table(rows, evidence.objective, unit)
     middle_K = schedule.weights_SK[len(schedule) // 2]
-    weights = {name: round(float(weight), 4) for name, weight in zip(schedule.domains, middle_K, strict=True)}
-    print(f"weights of {evidence.mixer} at half of the run: {weights}")
-    save(f"study_{name}", {"table": rows, "weights_at_half": weights, "evidence": schedule.info["evidence"]}, None)
+    half = {name: round(float(weight), 4) for name, weight in zip(schedule.domains, middle_K, strict=True)}
+    print(f"weights of {evidence.mixer} at half of the run: {half}")
+    result = {"table": rows, "loss_in": unit, "weights_at_half": half, "evidence": schedule.info["evidence"]}
+    save(f"study_{name}", result, None)
 
 
 def main() -> None:
@@ -285,6 +269,7 @@ def main() -> None:
     parser.add_argument("--studies", nargs="+", required=True, choices=STUDIES)
     parser.add_argument("--work", type=Path, required=True, help="folder of the corpora and runs")
     parser.add_argument("--data", type=Path, help="what the corpora are made of; not for the embedded one")
+    parser.add_argument("--eval", type=Path, help="the texts of targets, where there are any")
     parser.add_argument("--rivals", nargs="+", help="compare with these only")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=300)

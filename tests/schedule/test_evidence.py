@@ -200,3 +200,48 @@ def test_hostile_values_count_as_not_given(tmp_path: Path) -> None:
     path = tmp_path / "odd.parquet"
     replace(make_schedule(), info={"evidence": {"mixer": 5, "curves": [{"values": [[None]]}]}}).write(path)
     assert Schedule.read(path).run.evidence is None
+
+
+def keeping(ends: list[list[float]], kept_end: float, mixer: str) -> list[Schedule]:
+    """Runs that must keep the last of their three domains, whose loss was 2 nats before, within 2%."""
+    runs = []
+    for seed, values in enumerate(ends):
+        run = run_with(values, seed=seed, mixer=mixer)
+        run.per_domain["validation_loss"][-1, 2] = kept_end
+        kept = {"init_from": {"losses": {run.domains[2]: 2.0}}, "keep": {"names": [run.domains[2]], "budget": 0.02}}
+        runs.append(replace(run, info=run.info | kept))
+    return runs
+
+
+def test_what_is_kept_does_not_count_but_must_not_be_forgotten() -> None:
+    ours = keeping([[150, 90], [151, 91]], 2.03, "ac-odm")
+    assert of.validations(ours[0])[1] == pytest.approx([150 * 0.75, 90 * 0.75], rel=1e-5), "the mean of the other two"
+    assert of.kept_losses(ours[0]) == {ours[0].domains[2]: (2.0, pytest.approx(2.03))}
+    better, worse = [[150, 70], [151, 71]], [[150, 100], [151, 101]]
+    runs = {
+        "ac-odm": ours,
+        "greedy": keeping(better, 2.05, "greedy"),
+        "uniform": keeping(worse, 1.9, "uniform"),
+    }
+    found = of.evidence_of(runs, (0, 1), True, "d")
+    assert found.recommended == "ac-odm", "what is better because it forgets need not be beaten"
+    assert evidence_lines(found)[0].endswith("better than every baseline that forgets no more")
+    assert "above the budget of what is kept, over all seeds: ac-odm 0 of 2, greedy 2 of 2, uniform 0 of 2" in (
+        evidence_lines(found)
+    )
+    schedule = replace(ours[0], info={"evidence": json.loads(json.dumps(asdict(found)))})
+    assert schedule.run.evidence == found
+    forgetful = of.evidence_of(runs | {"ac-odm": keeping([[150, 60], [151, 61]], 2.1, "ac-odm")}, (0, 1), True, "d")
+    assert forgetful.recommended == "uniform", "the mixer forgets more than it"
+    assert of.unbeaten(forgetful.mixer, forgetful.against, forgetful.curves) == ["uniform"]
+
+
+def test_a_kept_target_has_losses_too() -> None:
+    run = run_with([3.0, 2.0])
+    losses = {"target.law.loss": np.array([np.nan, 1.5, np.nan, 1.6], np.float32)}
+    info = {
+        "init_from": {"losses": {}, "target_losses": {"law": 1.25}},
+        "keep": {"names": ["law", "gone"], "budget": 0.02},
+    }
+    run = replace(run, per_step=run.per_step | losses, metrics=dict.fromkeys(losses, "step"), info=info)
+    assert of.kept_losses(run) == {"law": (1.25, pytest.approx(1.6))}
