@@ -1,6 +1,6 @@
 """Whether a reward foretells: what happens to an objective if one domain is drawn more often, or less, from here on.
 
-    python -m tests.benchmarks.target_corpus --data DIR --eval DIR --out FOLDER
+    python -m tests.benchmarks.study_corpora --corpus both --data DIR --eval DIR --out FOLDER
     python -m tests.benchmarks.reward_truth --corpus FOLDER --point 150
     python -m tests.benchmarks.reward_truth --report-only
 
@@ -315,7 +315,7 @@ def interval(a_K: Array, b_K: Array) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, help="folder that target_corpus has written")
+    parser.add_argument("--corpus", type=Path, help="folder that study_corpora has written")
     parser.add_argument("--point", type=int, default=150, help="steps before the fork")
     parser.add_argument("--mixture", default="uniform", help="until there: uniform, or DOMAIN:WEIGHT, the others alike")
     parser.add_argument("--horizons", type=int, nargs="+", default=[10, 40])

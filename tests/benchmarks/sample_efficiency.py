@@ -4,9 +4,10 @@
     python -m tests.benchmarks.sample_efficiency --work FOLDER --studies domains scarce junk humaneval mmlu continued --data DIR --eval DIR
 
 This file is the list of studies; study_corpora.py makes their corpora, and says what --data and --eval hold. Of `scarce` and `junk`, in
-which a mixture must be worth something, the README said what is asked before they ran. `parts` changes one part of the default agent at a
-time, and `paper` gives the paper's agent one part of the default agent at a time. `continued` goes on with a model that was trained on ten
-domains, which it must not forget, with three new ones. `transfer` drives a larger model by what one run with the smaller one learned.
+which a mixture must be worth something, the README said what is asked before they ran. `parts` and `humaneval-parts` change one part of the
+default agent at a time, and `paper` gives the paper's agent one part of the default agent at a time. `continued` goes on with a model that
+was trained on ten domains, which it must not forget, with three new ones. `transfer` drives a larger model by what one run with the smaller
+one learned.
 
 A rival is a mixer, or a schedule: one by hand that comes with the corpus, or `doremi-mean` or `swarm-best`, static mixtures that DoReMi and a
 swarm first find with seed 0, whose cost is not in the table. The same command goes on with what is unfinished, and with fewer or more
@@ -38,6 +39,7 @@ TRIALS, TRIAL_SHARE = 6, 1 / 3
 VALIDATIONS = 12
 # Steps of the model that `continued` goes on with, as a multiple of the study's.
 BASE_STEPS = 2
+GUIDED = ("--guide-every", "4", "--guide-sequences", "4")
 SHAPE = ("--seq-len", "128", "--dtype", "bf16")
 AGAINST = ("natural", "uniform", "importance")
 FOUND = ("doremi-mean", "swarm-best")
@@ -78,8 +80,7 @@ def small_proxy(folder: Path, common: list[object]) -> list[object]:
     return ["--mixer", "policy", "--mixer-option", f"schedule={proxy}"]
 
 
-GUIDED = ("--guide-every", "4", "--guide-sequences", "4")
-
+FOR_TARGET = ["natural", "uniform", "importance", "hand", "dga", "odm", "ac-odm:episodes=3", "swarm-best"]
 # One part each: of the default agent, away from it; and of the paper's agent, to the default one's.
 PARTS_OF_DEFAULT = [
     "importance=false", "self_term=false", "scale=z-score", "gamma=0", "anchor=0", "actor_update=gradient", "objective=loss",
@@ -91,18 +92,15 @@ PARTS_OF_PAPER = [
     "quadratic_action=true", "actor_update=mirror:step_size=0.1",
 ]  # fmt: skip
 
-FOR_TARGET = ["natural", "uniform", "importance", "hand", "dga", "odm", "ac-odm:episodes=3", "swarm-best"]
+PARTS_FOR_TARGET = ["anchor=0", "gamma=0", "floor_share=0", "guided_step_size=0.1", "guided_step_size=1", "episodes=3"]
+
+JUNK_IS_NOTHING = tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0"))
 
 STUDIES = {
     "embedded": Study(RIVALS),
     "domains": Study(RIVALS, corpus="domains"),
     "scarce": Study(["ac-odm:guide=domains", "ac-odm:prior=uniform", *RIVALS], ("--prior", "natural"), "scarce"),
-    "junk": Study(
-        [*RIVALS, "ac-odm:step_size=0.3", "left-out"],
-        tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0")),
-        "junk",
-        trials=tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0")),
-    ),
+    "junk": Study([*RIVALS, "ac-odm:step_size=0.3", "left-out"], JUNK_IS_NOTHING, "junk", trials=JUNK_IS_NOTHING),
     "humaneval": Study(FOR_TARGET, GUIDED, "humaneval", trials=("--prior", "importance")),
     "mmlu": Study(FOR_TARGET, GUIDED, "mmlu", trials=("--prior", "importance")),
     "both": Study(["natural", "uniform", "hand", "moving"], GUIDED, "both"),
@@ -115,6 +113,7 @@ STUDIES = {
         None,
         before=base_model,
     ),
+    "humaneval-parts": Study(["importance", *(f"ac-odm:{part}" for part in PARTS_FOR_TARGET)], GUIDED, "humaneval"),
     "parts": Study(["natural", "uniform", *(f"ac-odm:{part}" for part in PARTS_OF_DEFAULT)]),
     "paper": Study(
         ["natural", "uniform", "ac-odm:agent=default", *(f"ac-odm:agent=paper:{part}" for part in PARTS_OF_PAPER)],
