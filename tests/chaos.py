@@ -76,7 +76,7 @@ def kill_once(process: subprocess.Popen[str], folder: Path, moment: str, generat
         time.sleep(generator.uniform(0, LONGEST_LIFE))
     else:
         while process.poll() is None and not is_written(folder, moment):
-            pass
+            time.sleep(0.001)
     victim = None
     with contextlib.suppress(OSError):
         victim = one_of(process, generator)
@@ -106,7 +106,7 @@ def chaos(
     finish(*how, "--save-model", calm / "a.model", "--out", calm / "a.parquet")
     killed: Counter[str] = Counter()
     early = [moment for moment in moments if moment != "end"]
-    at_end = 0 if "end" not in moments else kills // 5 if early else kills
+    at_end = 0 if "end" not in moments else max(1, kills // 5) if early else kills
     first = True
     while killed.total() < kills:
         moment = generator.choice(early) if killed.total() < kills - at_end else "end"

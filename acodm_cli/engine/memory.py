@@ -61,34 +61,41 @@ class MemoryEstimate:
         return self.libraries + int(FRAGMENTATION * self.tensors) + self.checkpoint
 
 
-def estimate_memory(
-    config: Any,
-    micro_batch: int,
-    accumulates: bool,
-    seq_len: int,
-    compute: Compute,
-    checkpointing: bool = False,
-    shards: int = 1,
-    fsdp_accumulate: FsdpAccumulate = "whole",
-    buffers: bool = False,
-    compiled: bool = False,
-    whole_logits: bool = False,
-) -> MemoryEstimate:
-    """Estimates the memory of a run with these micro-batches, without its gradient probe and validation.
+@dataclass(frozen=True)
+class StepPlan:
+    """How a step is divided, and what it keeps meanwhile.
 
-    accumulates: whether a step has several micro-batches. checkpointing: of activations. shards: the ranks over which weights,
-    gradients and optimiser state are spread. buffers: whether ddp has buffers for all gradients. compiled: whether the loss is.
-    whole_logits: whether a probe needs the model's own logits, all at once; they are there in any case if the unembedding is not a plain
-    product."""
-    weights, head, largest_block, activations, kept_of_logits = _count(
-        config, micro_batch, seq_len, compute, checkpointing, whole_logits
-    )
+    micro_batch: sequences. accumulates: whether a step has several micro-batches. checkpointing: of activations. shards: the ranks over
+    which weights, gradients and optimiser state are spread. buffers: whether ddp has buffers for all gradients. compiled: whether the
+    loss is. whole_logits: whether a probe needs the model's own logits, all at once; they are there in any case if the unembedding is
+    not a plain product."""
+
+    micro_batch: int
+    seq_len: int
+    accumulates: bool = False
+    checkpointing: bool = False
+    shards: int = 1
+    fsdp_accumulate: FsdpAccumulate = "whole"
+    buffers: bool = False
+    compiled: bool = False
+    whole_logits: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch."""
+        return self.micro_batch * self.seq_len
+
+
+def estimate_memory(config: Any, plan: StepPlan, compute: Compute) -> MemoryEstimate:
+    """Estimates the memory of a run with such steps, without its gradient probe and validation."""
+    weights, head, largest_block, activations, kept_of_logits = _count(config, plan, compute)
+    shards = plan.shards
     if kept_of_logits:
         # When the backward pass begins, there are also the gradients of the log-probabilities and of the logits. Both are gone when
         # there is that of the unembedding.
-        loss, head_when_done = kept_of_logits + max(2 * FP32 * micro_batch * seq_len * config.vocab_size, head), 0
+        loss, head_when_done = kept_of_logits + max(2 * FP32 * plan.tokens * config.vocab_size, head), 0
     else:
-        loss, head_when_done = _in_pieces(config, micro_batch * seq_len, head, compute, compiled), head
+        loss, head_when_done = _in_pieces(config, plan, head, compute), head
     gathered = sent = 0
     if shards > 1:
         # There are the embeddings, two blocks, and the gradients of a block: as computed, in the order of the ranks, and in gloo's copy.
@@ -97,7 +104,7 @@ def estimate_memory(
         # The gradients of the embeddings are sent last, when no weights are gathered any more. Under gloo, that of the input embedding
         # is gone by then. What is received has its own memory before it is added to an earlier micro-batch's.
         sent = (4 + gloo) * head
-        if accumulates and fsdp_accumulate == "sharded":
+        if plan.accumulates and plan.fsdp_accumulate == "sharded":
             sent += 2 * head // shards
     return MemoryEstimate(
         weights=weights // shards,
@@ -109,21 +116,23 @@ def estimate_memory(
         loss=loss,
         libraries=LIBRARIES_BYTES,
         # What ddp does not send yet lies outside of its buffers.
-        accumulated=accumulates * weights // (shards if fsdp_accumulate == "sharded" else 1) + buffers * weights,
+        accumulated=(
+            plan.accumulates * weights // (shards if plan.fsdp_accumulate == "sharded" else 1) + plan.buffers * weights
+        ),
     )
 
 
-def _in_pieces(config: Any, tokens: int, head: int, compute: Compute, compiled: bool) -> int:
+def _in_pieces(config: Any, plan: StepPlan, head: int, compute: Compute) -> int:
     """Returns the bytes that `LinearCrossEntropy` takes at most, without the gradient of the unembedding. head: those of the
     unembedding."""
-    logits = min(CHUNK_BYTES[compute.device.type], FP32 * tokens * config.vocab_size)
-    hidden = FP32 * tokens * config.hidden_size
+    logits = min(CHUNK_BYTES[compute.device.type], FP32 * plan.tokens * config.vocab_size)
+    hidden = FP32 * plan.tokens * config.hidden_size
     if compute.dtype == torch.float32:
         # The gradient by the logits takes their place, unless it comes out of a compiled kernel.
-        return (2 if compiled else 1) * logits + 2 * hidden
+        return (2 if plan.compiled else 1) * logits + 2 * hidden
     # In bf16, there are the product and the gradient of it, and between them a copy in fp32 that a compiled kernel does not make; and
     # hidden states, unembedding and a part of its gradient once more.
-    return (1 if compiled else 2) * logits + 2 * hidden + hidden // 2 + head
+    return (1 if plan.compiled else 2) * logits + 2 * hidden + hidden // 2 + head
 
 
 def weight_bytes(config: Any) -> int:
@@ -135,9 +144,7 @@ def weight_bytes(config: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters()) * FP32
 
 
-def _count(
-    config: Any, micro_batch: int, seq_len: int, compute: Compute, checkpointing: bool, whole_logits: bool
-) -> tuple[int, int, int, int, int]:
+def _count(config: Any, plan: StepPlan, compute: Compute) -> tuple[int, int, int, int, int]:
     """Returns the bytes of (all weights, the unembedding, the largest block, the activations that are kept, and what the loss keeps of
     the whole logits; 0 if it makes them in pieces)."""
     import transformers
@@ -148,7 +155,7 @@ def _count(
     of_backbone = 0
     # What the backbone gives, what the unembedding takes and gives, and what the model gives.
     passed: list[Tensor] = []
-    tokens = micro_batch * seq_len
+    tokens, whole_logits = plan.tokens, plan.whole_logits
     with FakeTensorMode(), torch.device("cpu"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
         parameters = {p.untyped_storage()._cdata: p.numel() * FP32 for p in model.parameters()}
@@ -164,7 +171,7 @@ def _count(
             of_backbone = sum(size for _, size in kept.values())
             passed.append(output[0])
 
-        inputs_BT = torch.zeros(micro_batch, seq_len, dtype=torch.int64)
+        inputs_BT = torch.zeros(plan.micro_batch, plan.seq_len, dtype=torch.int64)
         autocast = torch.autocast("cpu", compute.dtype, enabled=compute.dtype != torch.float32)
         blocks, unembedding = transformer_blocks(model), model.get_output_embeddings()
         experts = getattr(config, "num_experts_per_tok", None)
@@ -188,7 +195,7 @@ def _count(
         bytes_each = (15 + 19 * experts) * (2 if compute.dtype == torch.float32 else 1)
         activations = bytes_each * tokens * config.hidden_size * len(blocks)
         of_logits = FP32 * tokens * config.vocab_size
-    if checkpointing:  # the inputs of all blocks are kept, and the rest of one block at a time
+    if plan.checkpointing:  # the inputs of all blocks are kept, and the rest of one block at a time
         activations = len(blocks) * FP32 * tokens * config.hidden_size + activations // len(blocks)
     return sum(parameters.values()), head, largest_block, activations, of_logits if whole_logits else 0
 

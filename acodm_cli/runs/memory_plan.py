@@ -12,9 +12,9 @@ import torch
 from acodm_cli.alignment.probe import GradientProbe
 from acodm_cli.engine.device import Compute
 from acodm_cli.engine.distributed import Ranks
-from acodm_cli.engine.memory import FP32, MemoryEstimate, estimate_memory, free_memory, weight_bytes
+from acodm_cli.engine.memory import FP32, MemoryEstimate, StepPlan, estimate_memory, free_memory, weight_bytes
 from acodm_cli.engine.models import PRESETS, model_config
-from acodm_cli.engine.settings import FsdpAccumulate, TrainSettings
+from acodm_cli.engine.settings import TrainSettings
 from acodm_cli.errors import ResourceError
 
 # The most logits that a micro-batch may have on a CPU, which is not faster with more. A GPU takes what fits.
@@ -36,20 +36,19 @@ def plan_memory(
     """
     share = settings.batch // ranks.world_size
     shards = ranks.world_size if settings.parallel == "fsdp" else 1
-    compiled = settings.compile == "on" and compute.device.type == "cuda"
+    plan = StepPlan(
+        share,
+        settings.seq_len,
+        checkpointing=settings.activation_checkpointing,
+        shards=shards,
+        fsdp_accumulate=settings.fsdp_accumulate,
+        compiled=settings.compile == "on" and compute.device.type == "cuda",
+        whole_logits=whole_logits,
+    )
 
-    def estimate(
-        micro_batch: int,
-        checkpointing: bool,
-        of: Any = config,
-        shards: int = shards,
-        accumulate: FsdpAccumulate = settings.fsdp_accumulate,
-    ) -> MemoryEstimate:
-        accumulates, buffers = micro_batch < share, ranks.many and shards == 1
-        return estimate_memory(
-            of, micro_batch, accumulates, settings.seq_len, compute, checkpointing, shards, accumulate, buffers, compiled,
-            whole_logits,
-        )  # fmt: skip
+    def estimate(micro_batch: int, of: Any = config, **changed: Any) -> MemoryEstimate:
+        asked = replace(plan, micro_batch=micro_batch, accumulates=micro_batch < share, **changed)
+        return estimate_memory(of, replace(asked, buffers=ranks.many and asked.shards == 1), compute)
 
     # Ranks that compute on the CPU of one machine share its memory. All plan with the least that any of them has,
     # because micro-batches of different sizes would make the ranks of fsdp wait for each other.
@@ -59,31 +58,31 @@ def plan_memory(
     micro_batch = settings.micro_batch or -(-share // parts)
     if settings.micro_batch is None and 4 * weight_bytes(config) // shards > free:
         micro_batch = 1  # it does not fit at all, and to estimate all that is tried below would take its time
-    found = estimate(micro_batch, settings.activation_checkpointing)
+    found = estimate(micro_batch)
     while found.total > free and micro_batch > 1 and settings.micro_batch is None:
         micro_batch = -(-micro_batch // 2)
-        found = estimate(micro_batch, settings.activation_checkpointing)
+        found = estimate(micro_batch)
     if found.total <= free:
         return micro_batch, found
     message = (
         f"{settings.model_name} takes about {gib(found.total)} with --micro-batch {micro_batch}, and {gib(free)} are free on "
         f"{compute.label}; "
     )
-    if micro_batch > 1 and estimate(1, settings.activation_checkpointing).total <= free:
+    if micro_batch > 1 and estimate(1).total <= free:
         raise ResourceError(message + "use a smaller --micro-batch, or leave it out")
-    if shards > 1 and estimate(1, settings.activation_checkpointing, accumulate="sharded").total <= free:
+    if shards > 1 and estimate(1, fsdp_accumulate="sharded").total <= free:
         raise ResourceError(message + "use --fsdp-accumulate sharded")
-    if 4 * weight_bytes(config) // shards <= free and estimate(1, True).total <= free:
+    if 4 * weight_bytes(config) // shards <= free and estimate(1, checkpointing=True).total <= free:
         raise ResourceError(message + "use --activation-checkpointing")
     advice = []
     counts = (2, 4, 8, 16, 32, 64) if compute.device.type == "cuda" else ()
-    many = next((n for n in counts if estimate(1, True, shards=n).total <= free), None)
+    many = next((n for n in counts if estimate(1, checkpointing=True, shards=n).total <= free), None)
     if many is not None:
         advice.append(f"{many} GPUs with --parallel fsdp and --activation-checkpointing")
 
     def fits(name: str) -> bool:
         of = model_config(name, config.vocab_size, settings.seq_len)
-        return 4 * weight_bytes(of) <= free and estimate(1, False, of, 1).total <= free
+        return 4 * weight_bytes(of) <= free and estimate(1, of, checkpointing=False, shards=1).total <= free
 
     fitting = next((n for n in reversed(PRESETS) if n.startswith("pythia") and fits(n)), None)  # the largest
     advice.append(f"a smaller model: {fitting} fits" if fitting else "a machine with more memory")

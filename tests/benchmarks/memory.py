@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from acodm_cli.engine.device import choose_compute
-from acodm_cli.engine.memory import estimate_memory
+from acodm_cli.engine.memory import StepPlan, estimate_memory
 from acodm_cli.engine.models import model_config
 from tests.benchmarks.environment import save
 from tests.benchmarks.overhead import make_trainer
@@ -37,10 +37,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     cuda = compute.device.type == "cuda"
     torch.randn(256, 256, device=compute.device).matmul(torch.randn(256, 256, device=compute.device)).sum().item()
     micro_batch = options.micro_batch or options.batch
-    predicted = estimate_memory(
-        config, micro_batch, micro_batch < options.batch, options.seq_len, compute,
-        compiled=cuda and options.compile == "on", whole_logits=options.alignment == "exact",
+    plan = StepPlan(
+        micro_batch, options.seq_len, micro_batch < options.batch, compiled=cuda and options.compile == "on",
+        whole_logits=options.alignment == "exact",
     )  # fmt: skip
+    predicted = estimate_memory(config, plan, compute)
     before = torch.cuda.memory_allocated() if cuda else status("VmRSS")
     trainer = make_trainer(options, "learning", 10)
     assert trainer.probe is not None

@@ -94,7 +94,7 @@ def test_resuming_from_another_folder_and_with_another_corpus(
     monkeypatch.chdir(tmp_path / "here")
     corpus = ["--data", "corpus", "--tokenizer", "tokenizer.json"]
     run = ["--seq-len", 32, "--batch", 8, "--validation-sequences", 4, "--device", "cpu", "--cache-dir", cache]
-    command = ["apply", "--schedule", "proxy.parquet", "--model", "pythia-14m", "--steps", 300, "--checkpoint-every", 5]
+    command = ["apply", "--schedule", "proxy.parquet", "--model", "pythia-14m", "--steps", 60, "--checkpoint-every", 5]
     assert stop_at_step(6, signal.SIGTERM, *command, *corpus, *run, "--out", "x.parquet")[0] == 143
     stored = json.loads((tmp_path / "here" / "x.run" / "run.json").read_text())["settings"]
     assert stored["data"] == str(tmp_path / "here" / "corpus")

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from acodm_cli.engine.device import DTYPES, Compute
 from acodm_cli.engine.distributed import Ranks
 from acodm_cli.engine.loss import CausalLoss
-from acodm_cli.engine.memory import estimate_memory
+from acodm_cli.engine.memory import StepPlan, estimate_memory
 from acodm_cli.engine.models import build_model, model_config
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.settings import DEFAULT
@@ -112,7 +112,7 @@ def test_prediction_of_a_compiled_loss(dtype: str) -> None:
     config = model_config("pythia-14m", vocabulary, seq_len)
     compute = Compute(torch.device("cuda", 0), DTYPES[dtype])
     predicted, uncompiled = (
-        estimate_memory(config, batch, False, seq_len, compute, compiled=compiled) for compiled in (True, False)
+        estimate_memory(config, StepPlan(batch, seq_len, compiled=compiled), compute) for compiled in (True, False)
     )
     assert abs(uncompiled.loss - predicted.loss) == 4 * batch * seq_len * vocabulary
     loss = CausalLoss(build_model(config, 0, torch.device("cpu")), "inductor")

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from acodm_cli.engine.device import Compute
-from acodm_cli.engine.memory import estimate_memory
+from acodm_cli.engine.memory import StepPlan, estimate_memory
 from acodm_cli.engine.models import PRESETS, attend_causally, build_model, model_config
 from acodm_cli.engine.norms import NormReader
 from acodm_cli.errors import UsageError
@@ -88,7 +88,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
             num_local_experts=4,
         ).save_pretrained(tmp_path)  # fmt: skip
     config = model_config(str(tmp_path), 256, 64)
-    found = estimate_memory(config, 4, False, 64, Compute(torch.device("cpu"), torch.float32), False)
+    found = estimate_memory(config, StepPlan(4, 64), Compute(torch.device("cpu"), torch.float32))
     assert found.activations > 4 * 64 * 32 * 4
     norms_L, updates_L = NormReader(build_model(config, 0, torch.device("cpu")), (0.0, 1.0)).read()
     assert (norms_L > 0).all()

@@ -217,11 +217,10 @@ def test_what_is_kept_does_not_count_but_must_not_be_forgotten() -> None:
     ours = keeping([[150, 90], [151, 91]], 2.03, "ac-odm")
     assert of.validations(ours[0])[1] == pytest.approx([150 * 0.75, 90 * 0.75], rel=1e-5), "the mean of the other two"
     assert of.kept_losses(ours[0]) == {ours[0].domains[2]: (2.0, pytest.approx(2.03))}
-    better, worse = [[150, 70], [151, 71]], [[150, 100], [151, 101]]
     runs = {
         "ac-odm": ours,
-        "greedy": keeping(better, 2.05, "greedy"),
-        "uniform": keeping(worse, 1.9, "uniform"),
+        "greedy": keeping([[150, 70], [151, 71]], 2.05, "greedy"),
+        "uniform": keeping([[150, 100], [151, 101]], 1.9, "uniform"),
     }
     found = of.evidence_of(runs, (0, 1), True, "d")
     assert found.recommended == "ac-odm", "what is better because it forgets need not be beaten"

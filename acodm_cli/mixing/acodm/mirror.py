@@ -18,6 +18,8 @@ from acodm_cli.mixing.acodm.settings import AgentSettings
 from acodm_cli.mixing.acodm.state import forget_last_action
 
 TRAJECTORY_LENGTH = 4096
+# At the end the actor is fitted in at most so many updates per state that it saw.
+DISTIL_PER_STATE = 10
 
 
 class MirrorAgent(Agent):
@@ -79,7 +81,7 @@ class MirrorAgent(Agent):
         self.trajectory = Trajectory(TRAJECTORY_LENGTH, len(self.normalizer.mean_F), len(self.prior_K))
 
     def distil(self, updates: int) -> None:
-        for _ in range(updates):
+        for _ in range(min(updates, DISTIL_PER_STATE * self.trajectory.count)):
             self._fit_actor()
 
     def update_actor(self, batch: Transitions, states_NF: Tensor, train_actor: bool) -> float | None:
