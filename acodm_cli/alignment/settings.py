@@ -25,7 +25,7 @@ class AlignmentSettings:
     alignment_rotation: int = setting(6, least=1)
     """A sketch looks at one transformer block in so many per step, in turn."""
 
-    alignment_tokens: int = setting(8192, least=1)
+    alignment_tokens: int = setting(32768, least=1)
     """A sketch looks at so many tokens of a step, drawn evenly from its sequences, and at one in 16 at least."""
 
     alignment_layers: str = "all"

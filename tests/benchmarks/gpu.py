@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.engine.device import choose_compute
 from tests.benchmarks.environment import save
 from tests.benchmarks.overhead import make_trainer
@@ -114,7 +115,7 @@ def first_steps(device: str, tiny: bool, situation: dict[str, Any], steps: int) 
     options = argparse.Namespace(
         **{
             "model": "pythia-14m", "batch": 8, "micro_batch": None, "seq_len": 32 if tiny else 256, "device": device,
-            "dtype": "fp32", "compile": "off", "alignment": "sketch", "size": 64, "rotation": 1, "tokens": 8192,
+            "dtype": "fp32", "compile": "off", "alignment": "sketch", "size": 64, "rotation": 1, "tokens": AlignmentSettings.alignment_tokens,
             **situation,
         }
     )  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.engine.device import choose_compute
 from acodm_cli.engine.memory import StepPlan, estimate_memory
 from acodm_cli.engine.models import model_config
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--alignment", default="sketch")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--rotation", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=AlignmentSettings.alignment_tokens)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.model:

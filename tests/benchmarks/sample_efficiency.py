@@ -47,8 +47,8 @@ BY_HAND = ("left-out", "hand", "hand50", "replay30")
 SCHEDULES = (*FOUND, *BY_HAND, "moving", "replay")
 STATIC = ("natural", "uniform", "temperature", "importance", *FOUND, *BY_HAND)
 RIVALS = ["natural", "uniform", "odm", *FOUND, "temperature", "ado", "ac-odm:anchor=0", "ac-odm:agent=paper"]
-# Rewards that foretell, or did, more of the mean perplexity than the default's.
-REWARDS = ["ac-odm:reward=fixed-step:crowding=1", "ac-odm:importance=false"]
+# Other rewards of the default agent.
+RIVALS += ["ac-odm:reward=fixed-step:crowding=1", "ac-odm:importance=false"]
 
 # Trains what a study needs before it; given are its folder, and what its runs have in common. Returns more options of the study.
 Before = Callable[[Path, list[object]], list[object]]
@@ -99,8 +99,8 @@ PARTS_FOR_TARGET = ["anchor=0", "gamma=0", "floor_share=0", "guided_step_size=0.
 JUNK_IS_NOTHING = tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0"))
 
 STUDIES = {
-    "embedded": Study([*RIVALS, *REWARDS]),
-    "domains": Study([*RIVALS, *REWARDS], corpus="domains"),
+    "embedded": Study(RIVALS),
+    "domains": Study(RIVALS, corpus="domains"),
     "scarce": Study(["ac-odm:guide=domains", "ac-odm:prior=uniform", *RIVALS], ("--prior", "natural"), "scarce"),
     "junk": Study([*RIVALS, "ac-odm:step_size=0.3", "left-out"], JUNK_IS_NOTHING, "junk", trials=JUNK_IS_NOTHING),
     "humaneval": Study(FOR_TARGET, GUIDED, "humaneval", trials=("--prior", "importance")),

@@ -21,6 +21,7 @@ import torch
 import transformers
 from torch import nn
 
+from acodm_cli.alignment.settings import AlignmentSettings
 from acodm_cli.engine.device import Compute, choose_compute
 from acodm_cli.engine.estimate import flops_per_token, peak_flops_per_second
 from acodm_cli.engine.models import build_model, model_config
@@ -62,7 +63,12 @@ def wait(compute: Compute) -> None:
 
 
 def ours(options: argparse.Namespace, compute: Compute) -> Runner:
-    of_probe = {"alignment": "sketch", "size": 64, "rotation": 1, "tokens": 8192}  # there is none in a static run
+    of_probe = {
+        "alignment": "sketch",
+        "size": 64,
+        "rotation": 1,
+        "tokens": AlignmentSettings.alignment_tokens,
+    }  # there is none in a static run
     steps = make_trainer(argparse.Namespace(**vars(options), **of_probe), "static", 2).steps()
 
     def run(count: int) -> list[float]:
