@@ -106,7 +106,7 @@ def test_trap_5_importance_correction_for_any_number_of_domains(num_domains: int
         losses_K=np.ones(num_domains),
         previous_losses_K=np.ones(num_domains),
     )
-    learner = AcOdmLearner(uniform_weights(num_domains), replace(DEFAULT, self_term=False), seed=0)
+    learner = AcOdmLearner(uniform_weights(num_domains), replace(DEFAULT, reward="alignment", self_term=False), seed=0)
     drawn_K = learner.weights(state)
     report = learner.observe(
         Feedback(state, drawn_K, np.ones(num_domains), gram_KK, None, None, replace(state, step=1))

@@ -29,7 +29,7 @@ from acodm_cli.schedule.library import RECORD
 from acodm_cli.settings import declared
 from acodm_cli.writing import atomic_file, in_short, locked_file, partials_of, why_not_written
 
-RUN_VERSION = 8
+RUN_VERSION = 9
 CHECKPOINT_VERSION = 5
 _OF_A_MODEL = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt"

@@ -46,9 +46,9 @@ FOUND = ("doremi-mean", "swarm-best")
 BY_HAND = ("left-out", "hand", "hand50", "replay30")
 SCHEDULES = (*FOUND, *BY_HAND, "moving", "replay")
 STATIC = ("natural", "uniform", "temperature", "importance", *FOUND, *BY_HAND)
-RIVALS = ["natural", "uniform", "odm", *FOUND, "temperature", "ado", "ac-odm:anchor=0", "ac-odm:agent=paper"]
-# Other rewards of the default agent.
-RIVALS += ["ac-odm:reward=fixed-step:crowding=1", "ac-odm:importance=false"]
+RIVALS = ["natural", "uniform", "odm", *FOUND, "temperature", "ado", "ac-odm:reward=alignment", "ac-odm:agent=paper"]
+# Of the reward that was the default before.
+BY_ALIGNMENT = [f"ac-odm:reward=alignment:{part}" for part in ("importance=false", "anchor=0")]
 
 # Trains what a study needs before it; given are its folder, and what its runs have in common. Returns more options of the study.
 Before = Callable[[Path, list[object]], list[object]]
@@ -85,12 +85,12 @@ def small_proxy(folder: Path, common: list[object]) -> list[object]:
 FOR_TARGET = ["natural", "uniform", "importance", "hand", "dga", "odm", "ac-odm:episodes=3", "swarm-best"]
 # One part each: of the default agent, away from it; and of the paper's agent, to the default one's.
 PARTS_OF_DEFAULT = [
-    "importance=false", "self_term=false", "scale=z-score", "gamma=0", "anchor=0", "actor_update=gradient", "objective=loss",
-    "ema=0.98", "step_size=0.3", "twin_critics=false",
+    "reward=alignment", "crowding=0", "gamma=0", "anchor=0", "actor_update=gradient", "objective=loss", "ema=0.98",
+    "step_size=0.3", "twin_critics=false",
 ]  # fmt: skip
 PARTS_OF_PAPER = [
     "self_term=true", "objective=perplexity", "scale=relative", "importance=false", "gamma=0", "tau=0.05", "updates_per_step=8",
-    "floor_share=0.1", "anchor=0.3", "logit_bound=3", "smoothing=0.8", "hidden=128:layers=2", "actor_lr=0.001:critic_lr=0.003",
+    "reward=fixed-step", "floor_share=0.1", "anchor=0.3", "logit_bound=3", "smoothing=0.8", "hidden=128:layers=2", "actor_lr=0.001:critic_lr=0.003",
     "quadratic_action=true", "actor_update=mirror:step_size=0.1",
 ]  # fmt: skip
 
@@ -99,10 +99,15 @@ PARTS_FOR_TARGET = ["anchor=0", "gamma=0", "floor_share=0", "guided_step_size=0.
 JUNK_IS_NOTHING = tuple(word for name in JUNK for word in ("--objective-weight", f"{name}=0"))
 
 STUDIES = {
-    "embedded": Study(RIVALS),
-    "domains": Study(RIVALS, corpus="domains"),
+    "embedded": Study([*RIVALS, *BY_ALIGNMENT]),
+    "domains": Study([*RIVALS, *BY_ALIGNMENT], corpus="domains"),
     "scarce": Study(["ac-odm:guide=domains", "ac-odm:prior=uniform", *RIVALS], ("--prior", "natural"), "scarce"),
-    "junk": Study([*RIVALS, "ac-odm:step_size=0.3", "left-out"], JUNK_IS_NOTHING, "junk", trials=JUNK_IS_NOTHING),
+    "junk": Study(
+        [*RIVALS, "ac-odm:anchor=0", "ac-odm:step_size=0.3", "left-out"],
+        JUNK_IS_NOTHING,
+        "junk",
+        trials=JUNK_IS_NOTHING,
+    ),
     "humaneval": Study(FOR_TARGET, GUIDED, "humaneval", trials=("--prior", "importance")),
     "mmlu": Study(FOR_TARGET, GUIDED, "mmlu", trials=("--prior", "importance")),
     "both": Study(["natural", "uniform", "hand", "moving"], GUIDED, "both"),

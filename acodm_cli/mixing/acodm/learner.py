@@ -44,7 +44,7 @@ class InitialPolicy(Protocol):
 
 
 class AcOdmLearner(Mixer):
-    """Acts, is rewarded by gradient alignment, and learns, with one transition and a few updates per step.
+    """Acts, is rewarded for what domains gain for the objective, and learns, with one transition and a few updates per step.
 
     In the warm-up it explores around the prior (or around a transferred policy, if it continues one), and only the
     critics learn. After the warm-up the agent decides. Of several episodes only the first one has a warm-up: the agent goes
@@ -94,7 +94,9 @@ class AcOdmLearner(Mixer):
         if targets := len(self.objective.targets):
             parts = targets + len(self.objective.kept)
             self.balance = Balance(self.objective)
-            self.guided_reward = GuidedReward(num_domains, parts, settings.guide_ema, settings.ema, settings.crowding)
+            self.guided_reward = GuidedReward(
+                num_domains, parts, settings.guide_ema, settings.ema, settings.guided_crowding
+            )
             self.guide_losses = MovingAverage((targets,), settings.guide_ema)
             self.keeping = Keeping(len(self.objective.kept), self.objective.budget, self.objective.learned)
 

@@ -27,29 +27,33 @@ class AgentSettings:
     ema: float = setting(0.9, least=0, below=1)
     """ξ, the share that the reward's moving average keeps per step."""
 
-    reward: Literal["fixed-step", "alignment"] = "alignment"
+    reward: Literal["fixed-step", "alignment"] = "fixed-step"
     """What rewards a domain without targets: the gain of steps of a `fixed-step` size (`fixed_step.py`), or the paper's gradient
     `alignment`."""
 
     self_term: bool = True
-    """Whether the reward adds the unbiased ‖g_i‖² to the paper's W_i. With it, the reward is the first-order decrease
+    """Whether the reward by alignment adds the unbiased ‖g_i‖² to the paper's W_i. With it, the reward is the first-order decrease
     of the summed domain losses."""
 
     guide_ema: float = setting(0.95, least=0, below=1)
     """The share that the averages of a reward by targets keep per look at the targets."""
 
-    crowding: float = setting(0.5, least=0, most=1)
-    """κ, the share of what the mixture gains already that a reward by targets subtracts."""
+    crowding: float = setting(1.0, least=0, most=1)
+    """κ, the share of what the mixture gains already that the reward for steps of a fixed size subtracts, without targets."""
+
+    guided_crowding: float = setting(0.5, least=0, most=1)
+    """κ with targets."""
 
     importance: bool = True
-    """Whether the reward is divided by P, the probability that drew the domain. A reward by targets never is."""
+    """Whether the reward by alignment is divided by P, the probability that drew the domain."""
 
     objective: Literal["loss", "perplexity"] = "perplexity"
     """The quantity whose first-order decrease is rewarded: the mean `loss` over domains, as in the paper, or their mean
     `perplexity`."""
 
     scale: Literal["z-score", "relative"] = "relative"
-    """The scale of the rewards that the agent sees: `z-score` over domains, or `relative` to their mean size."""
+    """The scale of the rewards by alignment that the agent sees: `z-score` over domains, or `relative` to their mean size. Those for
+    steps of a fixed size are relative to the mean size of gains."""
 
     gamma: float = setting(0.9, least=0, below=1)
     """γ, the discount."""

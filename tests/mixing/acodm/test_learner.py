@@ -21,6 +21,11 @@ GRAM = [[9.0, 1.0, 2.0], [1.0, 8.0, 3.0], [2.0, 3.0, 7.0]]
 # One step after the warm-up of 10 steps; losses differ, weights differ, and no self term is the noisy diagonal.
 STEP = feedback((0.5, 0.3, 0.2), step=12, losses=(1.0, 2.0, 3.0), gram_KK=GRAM, self_K=[4.0, 5.0, 6.0])
 
+# Of that step: H with the unbiased squares on its diagonal, and what each domain's loss counts in the mean perplexity.
+TABLE = np.array([[4.0, 1.0, 2.0], [1.0, 5.0, 3.0], [2.0, 3.0, 6.0]])
+COSTS = np.exp([1.0, 2.0, 3.0]) / np.exp([1.0, 2.0, 3.0]).mean()
+BY_ALIGNMENT = replace(DEFAULT, reward="alignment")
+
 
 def learned(steps: int) -> AcOdmLearner:
     learner = AcOdmLearner(THIRD, DEFAULT, seed=0)
@@ -31,21 +36,34 @@ def learned(steps: int) -> AcOdmLearner:
     return learner
 
 
-def test_reward_by_hand() -> None:
+def test_reward_by_alignment_by_hand() -> None:
     """Σ_j c_j H_ij / P_i with c ∝ exp(ℓ), ‖g_i‖² on the diagonal."""
-    learner = AcOdmLearner(THIRD, DEFAULT, seed=0)
-    report = learner.observe(STEP)
-    costs = np.exp([1.0, 2.0, 3.0])
-    costs /= costs.mean()
-    table = np.array([[4.0, 1.0, 2.0], [1.0, 5.0, 3.0], [2.0, 3.0, 6.0]])
-    expected_K = [sum(costs[j] * table[i][j] for j in range(3)) / (0.5, 0.3, 0.2)[i] for i in range(3)]
+    report = AcOdmLearner(THIRD, BY_ALIGNMENT, seed=0).observe(STEP)
+    expected_K = [sum(COSTS[j] * TABLE[i][j] for j in range(3)) / (0.5, 0.3, 0.2)[i] for i in range(3)]
     assert report.reward_K == pytest.approx(expected_K)
-    without = AcOdmLearner(THIRD, replace(DEFAULT, objective="loss", importance=False), seed=0)
-    assert without.observe(STEP).reward_K == pytest.approx(table.sum(axis=1))
+    without = AcOdmLearner(THIRD, replace(BY_ALIGNMENT, objective="loss", importance=False), seed=0)
+    assert without.observe(STEP).reward_K == pytest.approx(TABLE.sum(axis=1))
+
+
+@pytest.mark.parametrize("crowding", [1.0, 0.5])
+def test_reward_for_steps_of_a_fixed_size_by_hand(crowding: float) -> None:
+    """(h_i - κ (h·α) / (αᵀHα) (Hα)_i) / s_i with h_i = Σ_j c_j H_ij; the agent sees it over the mean of |h_i / s_i|."""
+    learner = AcOdmLearner(THIRD, replace(DEFAULT, crowding=crowding), seed=0)
+    report, weights_K = learner.observe(STEP), np.array([0.5, 0.3, 0.2])
+    gain_K, mixed_K = TABLE @ COSTS, TABLE @ weights_K
+    # What a batch's own ‖g_i‖² is above the unbiased one is the noise of as many sequences as there were.
+    samples_K = STEP.samples_K
+    squares_K = np.diag(TABLE) + (np.diag(GRAM) - np.diag(TABLE)) * samples_K / samples_K.sum()
+    sizes_K = np.sqrt(squares_K + weights_K @ squares_K)
+    already_K = gain_K @ weights_K / (weights_K @ mixed_K) * mixed_K
+    expected_K = (gain_K - crowding * already_K) / sizes_K
+    assert report.reward_K == pytest.approx(expected_K)
+    seen_K = learner.agent.replay.columns[2][0].numpy()
+    assert seen_K == pytest.approx(expected_K / np.abs(gain_K / sizes_K).mean())
 
 
 def test_stores_the_transition_that_happened() -> None:
-    learner = AcOdmLearner(THIRD, DEFAULT, seed=0)
+    learner = AcOdmLearner(THIRD, BY_ALIGNMENT, seed=0)
     reward_K = learner.observe(STEP).reward_K
     assert reward_K is not None
     state, action, reward, after = (column[0].numpy() for column in learner.agent.replay.columns)
