@@ -6,7 +6,7 @@ run is in both and cancels out.
     runs of the mixer and of its baselines, by seed -> objective at each validation -> paired differences at the end
         -> mean ± t · s / sqrt(n), the 95% interval of Student's t over n seeds
 
-Shape letters: R validations of a run; N seeds.
+Shape letters: R validations of a run; N seeds; K domains.
 """
 
 from __future__ import annotations
@@ -80,11 +80,17 @@ def seeds_needed(deviation: float, difference: float) -> int:
     return number
 
 
+def counted_weights(schedule: Schedule, weights: Mapping[str, float] | None = None) -> Array:
+    """Returns how much each domain counts in means over domains. weights: by name; default: 1, and 0 for what is only kept. [K]"""
+    kept = schedule.run.kept
+    return np.array([(weights or {}).get(name, float(name not in kept)) for name in schedule.domains])
+
+
 def validations(schedule: Schedule, weights: Mapping[str, float] | None = None) -> tuple[NDArray[np.int64], Array]:
     """Returns the steps of a run's validations, and its objective there: with targets that of the run, in nats; else the mean over
     domains of their perplexities. [R], [R]
 
-    weights: how much a domain counts in that mean, by name; default: 1, and 0 for what is only kept.
+    weights: see `counted_weights`.
 
     Raises:
         ScheduleError: there was no validation.
@@ -92,11 +98,10 @@ def validations(schedule: Schedule, weights: Mapping[str, float] | None = None) 
     if schedule.targets:
         values_S = schedule.per_step["objective"].astype(np.float64)
     else:
-        kept = schedule.run.kept
-        weights_K = [(weights or {}).get(name, float(name not in kept)) for name in schedule.domains]
+        weights_K = counted_weights(schedule, weights)
         counted_K = np.flatnonzero(weights_K)  # a domain that does not count may have no finite loss
         losses_SK = schedule.per_domain["validation_loss"].astype(np.float64)[:, counted_K]
-        values_S = np.average(np.exp(losses_SK), axis=1, weights=np.array(weights_K)[counted_K])
+        values_S = np.average(np.exp(losses_SK), axis=1, weights=weights_K[counted_K])
     rows_R = np.flatnonzero(np.isfinite(values_S))
     if not len(rows_R):
         raise ScheduleError("a run of the study has no validation with finite losses, and cannot be compared")
@@ -204,15 +209,17 @@ def evidence_of(
     mixer, *baselines = runs
     against = tuple(compare(name, runs[mixer], runs[name], weights) for name in baselines)
     curves = tuple(_curve(name, each, weights) for name, each in runs.items())
-    forgotten = {curve.mixer: curve.forgotten for curve in curves}
-    ends = {name: np.mean([validations(run, weights)[1][-1] for run in each]) for name, each in runs.items()}
-    best = min(baselines, key=lambda name: (forgotten[name], ends[name]), default=mixer)
+    best = min(
+        curves[1:],
+        key=lambda curve: (curve.forgotten, np.mean([values[-1] for values in curve.values])),
+        default=curves[0],
+    )
     first = runs[mixer][0]
     corpus, tokenizer = (first.info.get(name) for name in ("corpus", "tokenizer"))
     return Evidence(
         objective=objective_name(first),
         mixer=mixer,
-        recommended=best if guarded and unbeaten(mixer, against, curves) else mixer,
+        recommended=best.mixer if guarded and unbeaten(mixer, against, curves) else mixer,
         guarded=guarded,
         policy_seed=None,
         seeds=tuple(seeds),

@@ -29,7 +29,7 @@ import numpy as np
 
 from acodm_cli.runs.study import stem_of
 from acodm_cli.schedule.columns import TARGETS
-from acodm_cli.schedule.evidence import compare_curves, mean_and_interval
+from acodm_cli.schedule.evidence import compare_curves, counted_weights, mean_and_interval
 from acodm_cli.schedule.info import Evidence, StudiedCurve
 from acodm_cli.schedule.schedule import Schedule
 from tests.benchmarks.environment import RESULTS, save
@@ -50,8 +50,8 @@ RIVALS = ["natural", "uniform", "odm", *FOUND, "temperature", "ado", "ac-odm:rew
 # Of the reward that was the default before.
 BY_ALIGNMENT = [f"ac-odm:reward=alignment:{part}" for part in ("importance=false", "anchor=0")]
 
-# Trains what a study needs before it; given are its folder, and what its runs have in common. Returns more options of the study.
-Before = Callable[[Path, list[object]], list[object]]
+# Trains what a study needs before it; given are its folder, its steps, and what its runs have in common. Returns more options of the study.
+Before = Callable[[Path, int, list[object]], list[object]]
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,18 @@ class Study:
     corpus: str | None = None
     model: str | None = "pythia-14m"
     trials: tuple[str, ...] = ()
-    before: Before = lambda folder, common: []
+    before: Before = lambda folder, steps, common: []
 
 
-def base_model(folder: Path, common: list[object]) -> list[object]:
+def base_model(folder: Path, steps: int, common: list[object]) -> list[object]:
     """Trains a model on the ten old domains alone."""
-    steps = BASE_STEPS * int(str(common[common.index("--steps") + 1]))
-    given = [*common, "--model", "pythia-14m", "--steps", steps, "--data", folder / "old.toml"]
+    given = [*common, "--model", "pythia-14m", "--steps", BASE_STEPS * steps, "--data", folder / "old.toml"]
     model = folder / "base.model"
     once(folder / "base.parquet", "uniform", *given, "--tokenizer", folder / "tokenizer.json", "--save-model", model)
     return ["--init-from", model]
 
 
-def small_proxy(folder: Path, common: list[object]) -> list[object]:
+def small_proxy(folder: Path, steps: int, common: list[object]) -> list[object]:
     """Learns a policy with the smaller model, which `policy` asks."""
     proxy = once(folder / "replay.parquet", "ac-odm", *common, "--model", "pythia-14m", *GUIDED)
     return ["--mixer", "policy", "--mixer-option", f"schedule={proxy}"]
@@ -206,10 +205,9 @@ def losses_of(out: Path, labels: Sequence[str], weights: dict[str, float]) -> tu
             ends = [[run.per_step[f"{TARGETS}{name}.bits_per_byte"][-1] for name in run.targets] for run in runs]
             found[label] = float(np.mean(ends))
         else:
-            kept = runs[0].run.kept
-            counted = [weights.get(name, float(name not in kept)) for name in runs[0].domains]
+            counted_K = counted_weights(runs[0], weights)
             ends_NK = [run.per_domain["validation_loss"][-1] for run in runs]
-            found[label] = float(np.mean([np.average(end_K, weights=counted) for end_K in ends_NK]))
+            found[label] = float(np.mean([np.average(end_K, weights=counted_K) for end_K in ends_NK]))
     return unit, found
 
 
@@ -246,7 +244,7 @@ def run(name: str, o: argparse.Namespace) -> None:
         place = Place(o.data, o.eval, folder)
         common += ["--data", make(study.corpus, place)]
         common += ["--tokenizer", place.tokenizer] if study.model is not None else []
-    own = [*study.options, *study.before(folder, common)]
+    own = [*study.options, *study.before(folder, o.steps, common)]
     against = [rival for rival in study.against if o.rivals is None or rival in o.rivals]
     for rival in FOUND:
         if rival in against:

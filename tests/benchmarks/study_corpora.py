@@ -71,12 +71,16 @@ class Place:
     def by_hand(self, name: str, *points: tuple[float, Mixture]) -> None:
         """Writes a mixture, or one that moves, as a schedule. points: the progress of the run, and the weights there of what is named."""
         domains = [domain for domain, _, _ in self.domains()]
-        lines = ["progress,domain,weight"]
+        every = []
         for progress, known in points:
             rest = (1 - sum(known.values())) / max(1, len(domains) - len(known))
-            every = dict.fromkeys(domains, rest) | known
-            lines += [f"{progress},{domain},{weight:.6f}" for domain, weight in every.items()]
-        (self.out / f"{name}.csv").write_text("\n".join(lines) + "\n")
+            every.append((progress, dict.fromkeys(domains, rest) | known))
+        self.write_mixture(name, *every)
+
+    def write_mixture(self, name: str, *points: tuple[float, Mixture]) -> None:
+        """Writes a schedule with the weights of all domains at some points of the run."""
+        lines = [f"{at},{domain},{weight}" for at, mixture in points for domain, weight in mixture.items()]
+        (self.out / f"{name}.csv").write_text("\n".join(["progress,domain,weight", *lines]) + "\n")
 
 
 # Writes what a corpus needs into a folder, and returns its manifest.
@@ -120,8 +124,7 @@ def junk(place: Place) -> str:
     coded = [base64.b64encode(rng.randbytes(3000)).decode() for _ in range(JUNK_CHARACTERS // 4000)]
     for name, of_domain in zip(JUNK, (shuffled, notices, coded), strict=True):
         write_texts(of_domain, place.out / f"{name}.jsonl")
-    lines = [*(f"0,{name},{1 / len(REAL)}" for name in REAL), *(f"0,{name},0" for name in JUNK)]
-    (place.out / "left-out.csv").write_text("\n".join(["progress,domain,weight", *lines]) + "\n")
+    place.write_mixture("left-out", (0, dict.fromkeys(REAL, 1 / len(REAL)) | dict.fromkeys(JUNK, 0.0)))
     return "".join([domain(name, *found[name]) for name in REAL] + [domain(name, f"{name}.jsonl") for name in JUNK])
 
 
