@@ -137,8 +137,9 @@ def test_compiled_is_the_same_in_one_graph_for_ragged_batches(
         errors = {name: (compiled[name] - expected).nan_to_num().norm() for name, expected in plain.items()}
         losses = ("losses", "validation", "gram", "self")
         for name, error in errors.items():
-            # In a layer whose gradient nearly cancels, rounding is more of it; how much depends on the machine.
-            assert error <= (1e-6 if name in losses else 5e-6) * sizes[name], name
+            # Generated code rounds in another order, and in a layer whose gradient nearly cancels that is more of it.
+            layer = 5e-6 if backend == "inductor" else 1e-6
+            assert error <= (1e-6 if name in losses else layer) * sizes[name], name
         of_gradient = [name for name in plain if name not in losses]
         whole = [math.hypot(*(float(each[name]) for name in of_gradient)) for each in (errors, sizes)]
         assert whole[0] <= 1e-6 * whole[1]
