@@ -16,7 +16,7 @@ from acodm_cli.mixing.acodm.fixed_step import FixedStep, GuidedReward
 from acodm_cli.mixing.acodm.keeping import Keeping
 from acodm_cli.mixing.acodm.policy import FrozenPolicy, dump_policy, load_policy
 from acodm_cli.mixing.acodm.reward import AlignmentReward, domain_costs, relative, standardise
-from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings
+from acodm_cli.mixing.acodm.settings import AgentSettings, agent_settings, check_read
 from acodm_cli.mixing.acodm.state import encode_state, relative_depths, state_size
 from acodm_cli.mixing.average import MovingAverage
 from acodm_cli.mixing.mixer import Array, Feedback, Mixer, Observation, Report, Task
@@ -108,6 +108,7 @@ class AcOdmLearner(Mixer):
     def make(cls, task: Task) -> Mixer:
         """Returns a learner that starts from the prior or, if the task's schedule holds a policy, from that policy."""
         settings = agent_settings(task.preset, task.options)
+        check_read(task.options or {}, settings, bool(task.objective.targets))
         if task.schedule is None or task.schedule.policy is None:
             return cls(task.prior_K, settings, task.seed, objective=task.objective)
         initial = load_policy(task.schedule.policy, task.schedule.domains, settings)

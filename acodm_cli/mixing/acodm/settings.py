@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from acodm_cli.errors import UsageError
 from acodm_cli.mixing.options import with_options
 from acodm_cli.mixing.settings import AgentPreset
 from acodm_cli.settings import check, setting
@@ -196,3 +197,24 @@ def agent_settings(preset: str, options: dict[str, str] | None = None) -> AgentS
         UsageError: an option is not a setting, or its value does not have the setting's type or is out of its range.
     """
     return with_options(PRESETS[preset], options, "ac-odm")  # type: ignore[index]
+
+
+def check_read(options: dict[str, str], settings: AgentSettings, guided: bool) -> None:
+    """Refuses options that nothing would read. options: those that were given. settings: with them. guided: whether there are targets.
+
+    Raises:
+        UsageError: an option belongs to another reward or another way of updating the actor.
+    """
+    mirror = settings.actor_update == "mirror"
+    readers = (
+        (("self_term", "importance", "scale"), not guided and settings.reward == "alignment", "with reward=alignment and without targets"),
+        (("crowding",), not guided and settings.reward == "fixed-step", "with reward=fixed-step and without targets"),
+        (("reward", "objective"), not guided, "without targets"),
+        (("guided_crowding", "guide_ema"), guided, "with targets"),
+        (("step_size",), mirror and not guided, "with actor_update=mirror and without targets"),
+        (("guided_step_size",), mirror and guided, "with actor_update=mirror and with targets"),
+        (("smoothing", "actor_delay"), not mirror, "with actor_update=gradient"),
+    )  # fmt: skip
+    for names, read, where in readers:
+        if unread := [name for name in names if name in options and not read]:
+            raise UsageError(f"mixer ac-odm reads its option {unread[0]} only {where}; leave it out")

@@ -14,7 +14,7 @@ from torch import Tensor
 from acodm_cli.errors import UsageError
 from acodm_cli.mixing.acodm.learner import AcOdmLearner
 from acodm_cli.mixing.acodm.policy import FrozenPolicy, load_policy
-from acodm_cli.mixing.acodm.settings import agent_settings
+from acodm_cli.mixing.acodm.settings import agent_settings, check_read
 from acodm_cli.mixing.catalog import make_mixer
 from acodm_cli.mixing.domain_map import DomainMap
 from acodm_cli.mixing.mapped import MappedMixer
@@ -54,6 +54,7 @@ def make_mapped_mixer(name: str, task: Task, domain_map: DomainMap) -> Mixer:
     if task.schedule.policy is None:
         return make_mixer(name, replace(task, schedule=None))
     settings = agent_settings(task.preset, task.options)
+    check_read(task.options or {}, settings, bool(task.objective.targets))
     if settings.actor_update == "gradient":
         raise UsageError(
             "with actor_update=gradient (--agent paper) the policy's own network learns on, which cannot take other domains; use "

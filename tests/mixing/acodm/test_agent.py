@@ -13,7 +13,7 @@ from acodm_cli.mixing.acodm.agents import make_agent
 from acodm_cli.mixing.acodm.buffers import Trajectory
 from acodm_cli.mixing.acodm.mirror import MirrorAgent
 from acodm_cli.mixing.acodm.networks import Actor
-from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER, AgentSettings, agent_settings
+from acodm_cli.mixing.acodm.settings import DEFAULT, PAPER, AgentSettings, agent_settings, check_read
 
 STATE = 12
 # The default's networks and critic, with DDPG's own update of the actor.
@@ -260,3 +260,40 @@ def test_options_are_checked() -> None:
     ):  # fmt: skip
         with pytest.raises(UsageError):
             agent_settings("default", options)
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "guided", "where"),
+    [
+        ("default", {"self_term": "false"}, False, "with reward=alignment and without targets"),
+        ("default", {"reward": "alignment", "crowding": "0"}, False, "with reward=fixed-step and without targets"),
+        ("default", {"reward": "alignment"}, True, "without targets"),
+        ("default", {"objective": "loss"}, True, "without targets"),
+        ("default", {"guide_ema": "0.5"}, False, "with targets"),
+        ("default", {"step_size": "0.3"}, True, "with actor_update=mirror and without targets"),
+        ("default", {"guided_step_size": "0.3"}, False, "with actor_update=mirror and with targets"),
+        ("default", {"smoothing": "0.5"}, False, "with actor_update=gradient"),
+        ("paper", {"step_size": "0.1"}, False, "with actor_update=mirror and without targets"),
+        ("paper", {"self_term": "true", "reward": "fixed-step"}, False, "with reward=alignment and without targets"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(
+    preset: str, options: dict[str, str], guided: bool, where: str
+) -> None:
+    settings = agent_settings(preset, options)
+    with pytest.raises(UsageError, match=f"only {where}; leave it out"):
+        check_read(options, settings, guided)
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "guided"),
+    [
+        ("default", {"reward": "alignment", "self_term": "false", "step_size": "0.3", "ema": "0.5"}, False),
+        ("default", {"crowding": "0", "objective": "loss", "anchor": "0"}, False),
+        ("default", {"guided_crowding": "0", "guided_step_size": "1", "ema": "0.5"}, True),
+        ("paper", {"self_term": "true", "scale": "relative", "smoothing": "0.8", "actor_delay": "2"}, False),
+        ("paper", {"actor_update": "mirror", "step_size": "0.1"}, False),
+    ],
+)
+def test_an_option_that_is_read_is_taken(preset: str, options: dict[str, str], guided: bool) -> None:
+    check_read(options, agent_settings(preset, options), guided)
