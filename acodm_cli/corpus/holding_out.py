@@ -89,6 +89,8 @@ def split_again(documents_N: NDArray, wanted: Wanted) -> tuple[NDArray, Iterator
             each = int(totals[group] // copies[group])
             cut[group] = min(-(-(wanted.aim - held_out) // int(copies[group])), each // 2)
             held_out += int(cut[group] * copies[group])
+    if held_out < wanted.least:  # what was cut before is too short to be cut again: its ends stay held out
+        taken |= hashes == 0
     return _moved(documents_N, taken[group_N], cut[group_N])
 
 

@@ -70,6 +70,15 @@ def test_splitting_again_keeps_every_token_and_no_text_is_on_both_sides(
     assert len(validation) >= more.least
 
 
+def test_ends_stay_held_out_where_nothing_is_left_to_cut() -> None:
+    """Five copies of two tokens, of which a first split took the last."""
+    tokens = np.array([0, 1] * 5)
+    train, validation, after = split(tokens, tokens[:0], table([(7, 2)] * 5), wanted_of(10, 1))
+    assert (train.tolist(), validation.tolist()) == ([0] * 5, [1] * 5)
+    train, validation, _ = split(train, validation, after, wanted_of(10, 2))
+    assert (train.tolist(), validation.tolist()) == ([0] * 5, [1] * 5)
+
+
 def test_whole_documents_are_preferred() -> None:
     documents_N = table([(number, 100) for number in range(1, 101)])
     train, validation, after = split(np.arange(10_000), np.arange(0), documents_N, wanted_of(10_000))
