@@ -29,6 +29,7 @@ import random
 import sys
 import sysconfig
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator
 from importlib import metadata, util
 from pathlib import Path
@@ -147,9 +148,10 @@ def _package_folder(package: str) -> Path | None:
 
 def _files(folder: Path, suffixes: tuple[str, ...], tests: bool | None = None) -> Iterator[str]:
     """Yields the texts of a package's files in order of path. tests: only tests, no tests, or both (None)."""
-    for path in sorted(folder.rglob("*")):
+    paths = [path for path in folder.rglob("*") if path.suffix in suffixes]
+    for path in sorted(paths, key=lambda path: path.parts):
         relative = path.relative_to(folder)
-        if path.suffix not in suffixes or "site-packages" in relative.parts:
+        if "site-packages" in relative.parts:
             continue
         is_test = any(part in ("test", "tests", "testing") for part in relative.parts[:-1])
         # A link may lead out of the installation.
@@ -185,9 +187,20 @@ def _docstrings() -> Iterator[str]:
             tree = ast.parse(text)
         except (SyntaxError, ValueError):
             continue
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+        found = [ast.get_docstring(node) for node in _definitions(tree)]
         yield "\n\n".join(docstring for docstring in found if docstring)
+
+
+def _definitions(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yields what may have a docstring, in the order of ast.walk, which also looks into every expression."""
+    left: deque[ast.AST] = deque([tree])
+    while left:
+        node = left.popleft()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+        for name in node._fields:
+            if name in ("body", "cases", "handlers", "orelse", "finalbody"):
+                left.extend(getattr(node, name))
 
 
 def _dependencies() -> list[metadata.Distribution]:
