@@ -85,7 +85,7 @@ def measure_time(options: argparse.Namespace, num_domains: int) -> dict[str, Any
     }
 
 
-def time_of_parts(options: argparse.Namespace, num_domains: int, steps: int = 12) -> dict[str, float]:
+def time_of_parts(options: argparse.Namespace, num_domains: int, steps: int) -> dict[str, float]:
     """Where the extra time goes: seconds per step in each part that only a learning run has. On a CPU, where calls do not return
     before their work is done. Timed from outside, so the parts hold the clock's own cost."""
     trainer = make_trainer(options, "learning", num_domains)
@@ -176,7 +176,9 @@ def main() -> None:
         "alignment": {"estimator": options.alignment}
         | {name: getattr(options, name) for name in ("size", "rotation", "tokens")},
         "time": [measure_time(options, num_domains) for num_domains in options.domains],
-        "seconds_of_parts": time_of_parts(options, options.domains[0]) if can_time_parts(options) else None,
+        "seconds_of_parts": time_of_parts(options, options.domains[0], min(12, options.pairs))
+        if can_time_parts(options)
+        else None,
         **measure_memory(),
     }
     for row in result["time"]:

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from acodm_cli.schedule.schedule import Schedule
-from tests.command_line import start_acodm
+from tests.command_line import acodm, start_acodm
 from tests.commands.test_interruption import stop_at_step
 from tests.runs.test_targeted import write_target
 
@@ -31,10 +29,15 @@ def run(*arguments: object) -> str:
     return said
 
 
+def run_alone(*arguments: object) -> None:
+    outcome = acodm(*arguments)
+    assert outcome.code == 0, outcome.stderr
+
+
 @pytest.fixture(scope="module")
 def alone(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    run("proxy-train", "--steps", STEPS, "--save-model", folder / "model", "--out", folder / "a.parquet", *small)
+    run_alone("proxy-train", "--steps", STEPS, "--save-model", folder / "model", "--out", folder / "a.parquet", *small)
     return folder
 
 
@@ -65,7 +68,7 @@ def test_two_ranks_equal_one_process(parallel: list[str], alone: Path, small: li
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_the_model_starts_anew_on_all_ranks(parallel: str, small: list[object], tmp_path: Path) -> None:
     how = ["--steps", 5, "--episodes", 2, *small]
-    run("proxy-train", "--out", tmp_path / "alone.parquet", *how)
+    run_alone("proxy-train", "--out", tmp_path / "alone.parquet", *how)
     run("proxy-train", "--out", tmp_path / "a.parquet", "--nproc", 2, "--parallel", parallel, *how)
     a, b = (Schedule.read(tmp_path / name).info["episodes"] for name in ("a.parquet", "alone.parquet"))
     assert a["costs"] == pytest.approx(b["costs"], abs=1e-4)
@@ -80,7 +83,7 @@ def guided(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> tup
     guide: list[object] = ["--target", target, "--guide-every", 2, "--guide-sequences", 3]
     drawn = ["--alignment-tokens", 64]  # fewer than a step has
     options = [*guide, *drawn, "--micro-batch", 2, "--steps", 12]
-    run("proxy-train", *options, "--out", folder / "alone.parquet", *small)
+    run_alone("proxy-train", *options, "--out", folder / "alone.parquet", *small)
     return options, folder / "alone.parquet"
 
 
@@ -97,7 +100,8 @@ def test_guide_passes_are_those_of_one_process(
         "checkpointing": ["--activation-checkpointing"],
         "compiled": ["--compile", "on"],
     }
-    run("proxy-train", *options, "--out", tmp_path / "a.parquet", *ways[how], *small)
+    start = run if "--nproc" in ways[how] else run_alone
+    start("proxy-train", *options, "--out", tmp_path / "a.parquet", *ways[how], *small)
     assert_same_run(tmp_path / "a.parquet", alone)
     a, b = (Schedule.read(path) for path in (tmp_path / "a.parquet", alone))
     for name in ("target.code.loss", "target.code.guide_loss"):
@@ -152,22 +156,25 @@ def ranks_of(launcher: int) -> list[int]:
     return found
 
 
+def write_start_up(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "") -> None:
+    """What every Python that is started from now on runs first: shorter waits for ranks that hang, and more."""
+    waits = (
+        "from acodm_cli.commands import launch\n"
+        "from acodm_cli.engine import watch\n"
+        "launch.HUNG_SECONDS, launch.GRACE_SECONDS = 2.0, 5.0\n"
+        "watch._LISTEN_SECONDS, watch._ANSWER_SECONDS = 2.0, 4.0\n"
+    )
+    (folder / "sitecustomize.py").write_text(waits + more)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["second signal", "launcher killed"])
-def test_a_rank_that_hangs_is_ended(how: str, small: list[object], tmp_path: Path) -> None:
-    script = "import sys; from acodm_cli.commands import launch; launch.HUNG_SECONDS = 2.0; from acodm_cli.cli import main; main(sys.argv[1:])"
-    (tmp_path / "sitecustomize.py").write_text(
-        "import acodm_cli.commands.launch as launch\nlaunch.HUNG_SECONDS = 2.0\n"
-    )
-    arguments = ["proxy-train", "--steps", 4000, "--nproc", 2, "--out", tmp_path / "a.parquet", *small]
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+def test_a_rank_that_hangs_is_ended(
+    how: str, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_start_up(tmp_path, monkeypatch)
+    process = start_acodm("proxy-train", "--steps", 4000, "--nproc", 2, "--out", tmp_path / "a.parquet", *small)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 1/"):
@@ -194,7 +201,10 @@ def test_a_rank_that_hangs_is_ended(how: str, small: list[object], tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hung", [0, 1])
-def test_a_rank_that_does_not_answer_is_named(hung: int, small: list[object], tmp_path: Path) -> None:
+def test_a_rank_that_does_not_answer_is_named(
+    hung: int, small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_start_up(tmp_path, monkeypatch)
     how = ["proxy-train", "--steps", 4000, "--nproc", 2, "--rank-timeout", 0.05, "--out", tmp_path / "a.parquet"]
     process = start_acodm(*how, *small)
     assert process.stderr is not None
@@ -212,7 +222,7 @@ def test_a_rank_that_does_not_answer_is_named(hung: int, small: list[object], tm
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_says_where(small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
+    slow = (
         "import os, time\n"
         "from acodm_cli.corpus.sampler import Sampler\n"
         "draw, drawn = Sampler.draw, []\n"
@@ -223,8 +233,7 @@ def test_a_rank_that_hangs_says_where(small: list[object], tmp_path: Path, monke
         "    return draw(self, weights_K)\n"
         "Sampler.draw = slow\n"
     )
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    monkeypatch.setenv("PYTHONPATH", path)
+    write_start_up(tmp_path, monkeypatch, slow)
     how = ["proxy-train", "--steps", 4000, "--nproc", 2, "--rank-timeout", 0.05, "--out", tmp_path / "a.parquet"]
     process = start_acodm(*how, *small)
     _, said = process.communicate(timeout=100)

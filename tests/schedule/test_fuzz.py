@@ -1,4 +1,7 @@
-"""Schedules come from strangers: whatever is done to a file, it is read correctly or refused with one line."""
+"""Schedules come from strangers: whatever is done to a file, it is read correctly or refused with one line.
+
+python -m tests.schedule.test_fuzz 20000    (more files than the test takes)
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import io
 import json
 import multiprocessing
 import resource
+import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,7 +34,7 @@ from acodm_cli.schedule.columns import SCHEMA
 from acodm_cli.schedule.schedule import Schedule
 from tests.schedule.test_schedule import make_schedule
 
-FILES = 2000
+FILES = 600
 MOST_SECONDS_PER_FILE = 20
 MOST_MEMORY = 2**30
 Generator = np.random.Generator
@@ -216,9 +221,18 @@ def fuzz(folder: Path, first: int, count: int) -> None:
     print(dict(outcomes))
 
 
+def exit_code(folder: Path, files: int) -> int | None:
+    process = multiprocessing.get_context("spawn").Process(target=fuzz, args=(folder, 0, files))
+    process.start()
+    process.join(files * MOST_SECONDS_PER_FILE)
+    return process.exitcode
+
+
 @pytest.mark.slow
 def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=fuzz, args=(tmp_path, 0, FILES))
-    process.start()
-    process.join(FILES * MOST_SECONDS_PER_FILE)
-    assert process.exitcode == 0
+    assert exit_code(tmp_path, FILES) == 0
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        sys.exit(exit_code(Path(place), int(sys.argv[1])))
