@@ -52,6 +52,8 @@ _LARGEST = {"hidden_size": 2**17, "num_hidden_layers": 1000, "num_attention_head
 DEFAULT_LR = 3e-4
 # The name of SDPA without masks, see `attend_causally`. transformers makes a mask only for attention that it knows.
 _CAUSAL = "acodm_causal"
+# Settings that say how a model is computed. A file may name code on the hub there, and transformers would fetch and run it.
+_CHOSEN_HERE = ("_attn_implementation", "_experts_implementation")
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 # A run that goes on with trained weights warms up again to this share of the peak of a fresh one: enough to learn what is new, without
 # the forgetting of a whole one (as the lower peaks of 2403.08763, section 6).
@@ -122,6 +124,8 @@ def read_config(model: str) -> Any:
 
     try:
         config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
+        for name in _CHOSEN_HERE:
+            setattr(config, name, None)
         if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
             raise UsageError(f"model {model} is a {config.model_type}, not a causal language model; give another")
         _check_shape(model, config)

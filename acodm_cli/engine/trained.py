@@ -97,6 +97,7 @@ def load_model(folder: str, device: torch.device) -> nn.Module:
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
+            config=read_config(folder),
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,

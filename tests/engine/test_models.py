@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_a_configuration_of_no_model(content: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot load the configuration of model \S+: .") as caught:
         model_config(str(tmp_path), 256, 64)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_configuration_names_no_code(name: str, tmp_path: Path) -> None:
+    """transformers would fetch such a kernel from the hub and run it."""
+    config = model_config("llama-tiny", 256, 64).to_dict() | {name: "kernels-community/flash-attn3"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = build_model(model_config(str(tmp_path), 256, 64), 0, torch.device("cpu"))
+    assert model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from acodm_cli.corpus.corpus import Corpus
 from acodm_cli.engine.evaluate import sequence_losses
 from acodm_cli.engine.loss import IGNORED
 from acodm_cli.engine.models import PRESETS, default_lr, model_config
+from acodm_cli.engine.trained import load_model
 from acodm_cli.errors import UsageError
 from acodm_cli.mixing.mixer import Array, Observation
 from acodm_cli.runs.run import Run
@@ -295,6 +296,15 @@ def test_no_index_leads_to_pickled_weights(saved: Path, corpus: Corpus, tmp_path
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, named)}))  # fmt: skip
         with pytest.raises(UsageError, match="which is no safetensors file of this folder"):
             build_run(replace(CONTINUED, init_from=str(folder)), corpus=corpus, warn=lambda _: None)
+
+
+def test_weights_come_without_the_code_that_a_configuration_names(saved: Path, tmp_path: Path) -> None:
+    """transformers would fetch such a kernel from the hub and run it."""
+    folder = shutil.copytree(saved, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"_attn_implementation": "kernels-community/flash-attn3"}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_model(str(folder), torch.device("cpu"))
+    assert model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
 
 
 def test_what_is_saved_can_be_gone_on_with(corpus: Corpus, tokenizer_file: Path, tmp_path: Path) -> None:
