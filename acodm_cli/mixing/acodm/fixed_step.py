@@ -64,13 +64,14 @@ class FixedStep:
         squares_K = self.squares(batch)
         return np.sqrt(squares_K + weights_K @ squares_K)
 
-    def reward(self, gain_K: Array, weights_K: Array, batch: float) -> Array:
-        """Returns r. gain_K: h. weights_K: α, as executed. batch: B. [K]"""
+    def reward(self, gain_K: Array, weights_K: Array, batch: float) -> tuple[Array, float]:
+        """Returns (r [K]; the mean of |h_i| / s_i, by which it is to be scaled). gain_K: h. weights_K: α, as executed. batch: B."""
         mixed_K = self.pairs.value() @ weights_K
         # An unbiased estimate of ‖Gα‖² may be next to nothing, or below.
         least = _LEAST_SQUARE * float(weights_K**2 @ self.squares(batch))
         already_K = gain_K @ weights_K / max(float(weights_K @ mixed_K), least) * mixed_K
-        return (gain_K - self.crowding * already_K) / self.sizes(weights_K, batch)
+        sizes_K = self.sizes(weights_K, batch)
+        return (gain_K - self.crowding * already_K) / sizes_K, float(np.abs(gain_K / sizes_K).mean())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the averages."""
@@ -139,13 +140,13 @@ class GuidedReward:
         self.sums_KJ = self.ema * self.sums_KJ + samples_KJ * guide_KJ
 
     def value(self, costs_J: Array, weights_K: Array, batch: float) -> tuple[Array, float]:
-        """Returns (r̂ [K]; the mean of |h_i| / s_i, by which it is to be scaled, zero before the first look).
+        """Returns (r̂ [K]; what it is to be scaled by, zero before the first look).
 
         costs_J: c. weights_K: α, as executed. batch: B."""
         if not self.seen_K.any():
             return np.zeros_like(weights_K), 0.0
         gain_K = self._gains(weights_K) @ costs_J
-        reward_K = self.fixed_step.reward(gain_K, weights_K, batch)
+        reward_K, size = self.fixed_step.reward(gain_K, weights_K, batch)
         of_seen_K = np.where(self.seen_K, weights_K, 0.0)
         mean = float(reward_K @ of_seen_K / max(of_seen_K.sum(), 1e-30))
         advantage_K = reward_K - mean
@@ -153,7 +154,6 @@ class GuidedReward:
         believed_K = (1 - variance_K / (advantage_K**2).clip(min=1e-30)).clip(min=0)
         # One look says nothing of its noise.
         believed_K = np.where(self.seen_K & self.spread.seen.all(), believed_K, 0.0)
-        size = float(np.abs(gain_K / self.fixed_step.sizes(weights_K, batch)).mean())
         return mean + believed_K * advantage_K, size
 
     _AVERAGES = ("spread", "fixed_step")

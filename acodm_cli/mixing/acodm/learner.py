@@ -170,11 +170,9 @@ class AcOdmLearner(Mixer):
         costs_K = costs_K * self.objective.shares(len(costs_K)) * len(costs_K)
         if isinstance(self.reward, FixedStep):
             assert feedback.self_K is not None
-            batch = feedback.samples_K.sum()
             self.reward.update(feedback.gram_KK, feedback.self_K, feedback.samples_K)
             gain_K = self.reward.pairs.value() @ costs_K
-            size = float(np.abs(gain_K / self.reward.sizes(feedback.weights_K, batch)).mean())
-            return self.reward.reward(gain_K, feedback.weights_K, batch), size
+            return self.reward.reward(gain_K, feedback.weights_K, feedback.samples_K.sum())
         self_K = costs_K * feedback.self_K if settings.self_term and feedback.self_K is not None else None
         return self.reward.update(feedback.gram_KK * costs_K, self._divisors(feedback), present_K, self_K), None
 
