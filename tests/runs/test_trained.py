@@ -301,7 +301,9 @@ def test_no_index_leads_to_pickled_weights(saved: Path, corpus: Corpus, tmp_path
 def test_weights_come_without_the_code_that_a_configuration_names(saved: Path, tmp_path: Path) -> None:
     """transformers would fetch such a kernel from the hub and run it."""
     folder = shutil.copytree(saved, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text()) | {"_attn_implementation": "kernels-community/flash-attn3"}
+    config = json.loads((folder / "config.json").read_text()) | {
+        "_attn_implementation": "kernels-community/flash-attn3"
+    }
     (folder / "config.json").write_text(json.dumps(config))
     model = load_model(str(folder), torch.device("cpu"))
     assert model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
