@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -47,7 +48,7 @@ def run_export(name: str, schedule: Schedule, settings: InspectSettings) -> None
                 )
     paths = [settings.out / file for file in export.files]
     for path in paths:
-        if path.exists() and not settings.force:
+        if os.path.lexists(path) and not settings.force:
             raise UsageError(f"{path} exists; give another --out, or --force to overwrite it")
     try:
         for path, text in zip(paths, export.files.values(), strict=True):

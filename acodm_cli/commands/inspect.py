@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,7 @@ def run_inspect(settings: InspectSettings) -> None:
         return
     written = [path for path in (settings.out, settings.image, settings.html) if path is not None]
     for path in written:
-        if path.exists() and not settings.force:
+        if os.path.lexists(path) and not settings.force:
             raise UsageError(f"{path} exists; give another path, or --force to overwrite it")
     if settings.image is not None:
         _write_image(views, settings, settings.image)

@@ -12,7 +12,7 @@ from acodm_cli.corpus.cache import cache_folder, cached_bytes
 from acodm_cli.corpus.preflight import domain_uses
 from acodm_cli.corpus.targets import Target
 from acodm_cli.display.progress import PartsDisplay, TrainingDisplay, make_console, say_at_once
-from acodm_cli.display.style import human_count
+from acodm_cli.display.style import human_count, printable
 from acodm_cli.display.summary import (
     print_corpus,
     print_efficiency,
@@ -70,7 +70,9 @@ def carry_out(settings: RunSettings, start: StartSettings, schedule: Schedule | 
         said_by = say_at_once if ranks.is_first else lambda message: None
         stop = stack.enter_context(StopRequest(start.resume, said_by).installed())
         ranks = stack.enter_context(joined(ranks, settings.device, settings.rank_timeout))
-        if not (start.resume or start.dry_run):
+        if start.resume:
+            ranks.first(lambda: folder.check_model(settings))
+        elif not start.dry_run:
             ranks.first(lambda: folder.check(settings, start.force))
         if not start.dry_run:
             ranks.first(lambda: check_trackers(settings.trackers, start.out, start.force or start.resume))
@@ -172,6 +174,8 @@ def _display(run: Run, console: Console, following: ExitStack) -> TrainingDispla
 
 
 def _say(console: Console, message: str, style: str | None = None) -> None:
+    # Names of files and fields come from strangers.
+    message = "\n".join(map(printable, message.split("\n")))
     console.print(message, style=style, highlight=False, soft_wrap=not console.is_terminal)
 
 

@@ -90,12 +90,12 @@ class HubDocuments:
         self.source = source
         try:
             self.builder = datasets.load_dataset_builder(source.dataset, source.config, revision=source.revision)
+            self._check_files()  # the names of splits may come from reading them
             splits = datasets.get_dataset_split_names(source.dataset, source.config, revision=source.revision)
         except AcodmError:
             raise
         except Exception as error:
             raise UsageError(_reason(source, error)) from None
-        self._check_files()
         others = [word for word in HELD_OUT_WORDS if word in splits and word != source.split]
         self.validation_split = source.validation_split or next(iter(others), None)
 
@@ -121,12 +121,16 @@ class HubDocuments:
                 yield from self._of_parquet(files, where)
                 return
             labels = self._labels()
-            for row, record in enumerate(self.builder.as_streaming_dataset(split=split)):
+            for row, record in enumerate(self._stream(split)):
                 yield item_of(record, source.fields, f"{where} row {row}", labels)
         except (AcodmError, GeneratorExit):
             raise
         except Exception as error:  # the network, file systems and readers of `datasets` raise errors of many kinds
             raise UsageError(_reason(source, error)) from None
+
+    def _stream(self, split: str) -> Any:
+        """The records of a split. Of pictures and sounds it has paths, which are not opened."""
+        return self.builder.as_streaming_dataset(split=split).decode(False)
 
     def _of_parquet(self, files: Iterable[str], where: str) -> Iterator[Item]:
         """Reads the files that `datasets` found with our own reader: Arrow's dataset scanner, which `datasets` uses, reads
@@ -149,6 +153,7 @@ class HubDocuments:
 def _is_inside(file: str, dataset: str, repository: str | None) -> bool:
     """Whether a file belongs to a dataset. repository: the dataset's present name on the hub, if it was renamed."""
     if Path(dataset).is_absolute():
-        return Path(file).resolve().is_relative_to(Path(dataset).resolve())
+        # What has :: is a file within another, wherever that is.
+        return "::" not in file and "://" not in file and Path(file).resolve().is_relative_to(Path(dataset).resolve())
     ours = tuple(f"hf://datasets/{name}@".lower() for name in {dataset, repository or dataset})
     return file.lower().startswith(ours) and ".." not in file.split("/")

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from acodm_cli.display.style import bar, cut, width_of
+from acodm_cli.display.style import bar, cut, printable, width_of
 from acodm_cli.writing import send_nowhere
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class PartsDisplay:
         return self
 
     def __call__(self, part: str, done: int, total: int) -> None:
+        part = printable(part)
         if self.progress is None:
             if part != self.current:
                 self.console.print(f"{self.doing} {part}", highlight=False)

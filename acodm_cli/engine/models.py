@@ -54,6 +54,8 @@ DEFAULT_LR = 3e-4
 _CAUSAL = "acodm_causal"
 # Settings that say how a model is computed. A file may name code on the hub there, and transformers would fetch and run it.
 _CHOSEN_HERE = ("_attn_implementation", "_experts_implementation")
+# These name other files of weights, or a library that loads them.
+_REFUSED = ("transformers_weights", "quantization_config")
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 # A run that goes on with trained weights warms up again to this share of the peak of a fresh one: enough to learn what is new, without
 # the forgetting of a whole one (as the lower peaks of 2403.08763, section 6).
@@ -122,8 +124,15 @@ def read_config(model: str) -> Any:
     """
     import transformers
 
+    # A model within a model is built without trust_remote_code, and asks, in words of the file, whether to run the file's code.
+    transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
         config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
+        for name in _REFUSED:
+            if any(getattr(part, name, None) for part in (config, config.get_text_config())):
+                raise UsageError(
+                    f"model {model}: its config.json has a {name}, which acodm does not follow; give another model"
+                )
         for name in _CHOSEN_HERE:
             setattr(config, name, None)
         if type(config) not in transformers.AutoModelForCausalLM._model_mapping:

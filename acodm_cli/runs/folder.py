@@ -61,9 +61,8 @@ class RunFolder:
         self.check_out()
         if settings.schedule and Path(settings.schedule).resolve() in (self.out.resolve(), self.path.resolve()):
             raise UsageError(f"--out {self.out} is the schedule itself; give another --out for the record of this run")
+        self.check_model(settings)
         model = Path(settings.save_model) if settings.save_model else None
-        if model is not None:
-            self._check_model(model, settings)
         if not force:
             if self.out.exists():
                 raise UsageError(f"{self.out} exists; use --force to replace it, or another --out")
@@ -88,8 +87,11 @@ class RunFolder:
         if self.out.is_dir():
             raise UsageError(f"--out {self.out} is a folder; give a file name")
 
-    def _check_model(self, model: Path, settings: RunSettings) -> None:
+    def check_model(self, settings: RunSettings) -> None:
         """Raises UsageError if the model's folder would replace, or lie in, something else."""
+        if not settings.save_model:
+            return
+        model = Path(settings.save_model)
         if Path.cwd().is_relative_to(model.resolve()):
             raise UsageError(
                 f"--save-model {model} is where this runs, and would be replaced; give a folder of its own"

@@ -93,14 +93,15 @@ class _Header:
         if kind in (4, 5, 6):
             return self._integer()
         if kind == 7:
-            self.at += 8
+            self._skip(8)
         elif kind == 8:
-            length = self._varint()
-            self.at += length
+            self._skip(self._varint())
         elif kind in (9, 10):
+            if depth > 8:
+                raise ValueError("a page's header is nested too deeply")
             head = self._byte()
             for _ in range(head >> 4 if head >> 4 < 15 else self._varint()):
-                self._element(head & 15, depth)
+                self._element(head & 15, depth + 1)
         elif kind == 12:
             self.fields(depth + 1)
         else:
@@ -112,6 +113,11 @@ class _Header:
             self._byte()
         else:
             self._value(kind, depth)
+
+    def _skip(self, size: int) -> None:
+        self.at += size
+        if self.at > len(self.content):
+            raise ValueError("a page's header is cut")
 
     def _byte(self) -> int:
         if self.at >= len(self.content):

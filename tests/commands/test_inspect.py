@@ -168,6 +168,24 @@ def test_export_writes_files_and_says_what_becomes_of_the_weights(
     assert (code, "--force" in err) == (2, True)
 
 
+def test_a_link_that_leads_nowhere_is_not_followed(
+    files: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name, options in (
+        ("levanter.yaml", ["--export", "levanter", "--out", str(tmp_path)]),
+        ("p.html", ["--html", str(tmp_path / "p.html")]),
+    ):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+        target = (
+            ["--target-steps", "1000", "--target-batch", "64", "--target-seq-len", "128"]
+            if "--export" in options
+            else []
+        )
+        code, _, err = run(capsys, files[0], *options, *target)
+        assert (code, "exists; " in err) == (2, True), err
+        assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -144,6 +144,12 @@ def test_unfinished_run_is_not_overwritten(small: list[object], tmp_path: Path) 
     other = acodm("proxy-train", "--out", out, "--resume", "--seed", 7)
     assert other.code == 2
     assert "--seed 7 differs" in other.stderr
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("mine")
+    replacing = acodm("proxy-train", "--out", out, "--resume", "--save-model", tmp_path / "thesis")
+    assert replacing.code == 2
+    assert "thesis.tex" in replacing.stderr
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "mine"
     assert "acodm proxy-train" in acodm("apply", "--out", out, "--resume").stderr
 
 

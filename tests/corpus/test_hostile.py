@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from acodm_cli.corpus import readers, store_writer
+from acodm_cli.corpus.hub import _is_inside
 from acodm_cli.corpus.readers import BadRecord, Document, Fields, read_documents, read_items
 from acodm_cli.corpus.tokenizer import load_tokenizer
 from acodm_cli.errors import UsageError
@@ -192,3 +193,11 @@ def test_a_long_document_is_tokenised_in_pieces(tokenizer_file: Path, monkeypatc
     monkeypatch.setattr(store_writer, "_ENCODE_CHARACTERS", 1000)
     assert len(list(store_writer._pieces(text))) > 10
     assert store_writer._ids_of([text], tokenizer)[0].tolist() == whole
+
+
+def test_no_file_within_another_is_a_datasets_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From inside of the dataset, such a name resolves to below it."""
+    monkeypatch.chdir(tmp_path)
+    assert _is_inside(str(tmp_path / "train.jsonl"), str(tmp_path), None)
+    for file in ("zip://s.jsonl::/etc/x.zip", "http://example.org/s.jsonl", f"zip://s.jsonl::{tmp_path}/../x.zip"):
+        assert not _is_inside(file, str(tmp_path), None)

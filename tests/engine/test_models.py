@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,32 @@ def test_a_configuration_names_no_code(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = build_model(model_config(str(tmp_path), 256, 64), 0, torch.device("cpu"))
     assert model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("transformers_weights", "adapter_model.bin"), ("quantization_config", {"quant_method": "eetq"})],
+)
+def test_a_configuration_names_no_other_weights(name: str, value: object, tmp_path: Path) -> None:
+    config = model_config("llama-tiny", 256, 64).to_dict() | {name: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=f"its config.json has a {name}, which acodm does not follow"):
+        model_config(str(tmp_path), 256, 64)
+
+
+def test_nobody_is_asked_to_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers builds the text model of this one without trust_remote_code, and would ask."""
+    (tmp_path / "modeling_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: ...\n")
+    text = {
+        "model_type": "trocr", "auto_map": {"AutoModel": "modeling_evil.Evil"}, "name_or_path": str(tmp_path),
+        "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2,
+    }  # fmt: skip
+    shape = {"model_type": "fuyu", "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"text_config": text}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
+    with pytest.raises(UsageError, match="cannot load the configuration"):
+        model_config(str(tmp_path), 256, 64)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
