@@ -270,10 +270,10 @@ def test_keeps_as_many_checkpoints_as_asked(small: list[object], tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "kills"), [("proxy-train", 3), ("apply", 2)])
-def test_chaos(command: str, kills: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["proxy-train", "apply"])
+def test_chaos(command: str, tmp_path: Path) -> None:
     """A short run of the script that kills a run at random moments."""
-    assert chaos(command, kills, steps=40, seed=1, folder=tmp_path).total() >= kills - 1
+    assert chaos(command, kills=3, steps=40, seed=1, folder=tmp_path).total() >= 2
 
 
 @pytest.mark.slow
